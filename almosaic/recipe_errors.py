@@ -1,0 +1,129 @@
+"""One line out of a validation error: file, place, what was found there, what is valid, a close match."""
+
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from almosaic.errors import AlmosaicError
+
+Origin = Callable[[Sequence[str]], str]
+
+
+def as_one_line(error: ValidationError, schema: type[BaseModel], tree: Any, where: Origin) -> AlmosaicError:
+    """The first complaint of pydantic in the words of a recipe's author.
+
+    Args:
+        error: what pydantic raised for `tree`.
+        schema: the class that was being built.
+        tree: the merged recipe.
+        where: place -> the file or override that the value came from.
+    """
+    complaints = sorted(error.errors(), key=_unknown_first)
+    place, value, model = _walk(complaints[0]["loc"], schema, tree)
+    more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
+    return AlmosaicError(f"{where(place)}: {_sentence(complaints[0], place, value, model)}{more}")
+
+
+def _unknown_first(complaint: Mapping[str, Any]) -> bool:
+    return complaint["type"] != "extra_forbidden"
+
+
+def _sentence(
+    complaint: Mapping[str, Any], place: Sequence[str], value: Any, model: type[BaseModel] | None
+) -> str:
+    key, kind, context = ".".join(place), complaint["type"], complaint.get("ctx", {})
+    if kind == "extra_forbidden":
+        valid = [] if model is None else valid_keys(model)
+        return f"unknown key {key}{_close(place[-1], valid)}; valid here: {', '.join(valid)}"
+    if kind == "missing":
+        return f"{key} is missing"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        discriminator = str(context["discriminator"]).strip("'")
+        tags = [] if model is None else _tags(model, discriminator)
+        tags = (
+            [tag.strip(" '") for tag in context.get("expected_tags", "").split(",")]
+            if context.get("expected_tags")
+            else tags
+        )
+        found = value.get(discriminator) if isinstance(value, dict) else value
+        where = f"{key}.{discriminator}" if key else discriminator
+        return f"{where} is {found!r}{_close(str(found), tags)}; expected one of {', '.join(tags)}"
+    message = complaint["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if kind == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key} is {_short(value)}: {message[0].lower()}{message[1:]}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _close(word: str, valid: Sequence[str]) -> str:
+    close = get_close_matches(word, valid, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def valid_keys(model: type[BaseModel]) -> list[str]:
+    """The keys a recipe may use for this settings class."""
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _tags(model: type[BaseModel], discriminator: str) -> list[str]:
+    return [str(tag) for tag in get_args(model.model_fields[discriminator].annotation)]
+
+
+def _walk(
+    location: Sequence[int | str], schema: type[BaseModel], tree: Any
+) -> tuple[list[str], Any, type[BaseModel] | None]:
+    """Follow pydantic's location through the data; parts that are only names of union members are left out.
+
+    Returns:
+        the place in words (stages by id), the value there, and the settings class that holds its last key.
+    """
+    place: list[str] = []
+    value, annotation, holder = tree, schema, schema
+    for i, part in enumerate(location):
+        last = i == len(location) - 1
+        if isinstance(value, dict) and (part in value or (last and _is_field(annotation, value, part))):
+            holder = _choose(annotation, value) or holder
+            annotation = _field_annotation(holder, str(part), annotation)
+            value = value.get(part)
+            place.append(str(part))
+        elif isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
+            value = value[part]
+            place.append(str(value["id"]) if isinstance(value, dict) and "id" in value else str(part))
+    return place, value, holder
+
+
+def _is_field(annotation: Any, value: Mapping[str, Any], part: int | str) -> bool:
+    model = _choose(annotation, value)
+    return model is not None and part in valid_keys(model)
+
+
+def _field_annotation(model: type[BaseModel], key: str, fallback: Any) -> Any:
+    for name, field in model.model_fields.items():
+        if key in (name, field.alias):
+            return field.annotation
+    return fallback
+
+
+def _choose(annotation: Any, value: Mapping[str, Any]) -> type[BaseModel] | None:
+    """The settings class in `annotation` whose `task` or `name` is the one that `value` gives."""
+    for model in _models(annotation):
+        chosen = [
+            value.get(name, field.default) in get_args(field.annotation)
+            for name, field in model.model_fields.items()
+            if name in ("task", "name") and get_origin(field.annotation) is Literal
+        ]
+        if all(chosen):
+            return model
+    return None
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]

@@ -1,0 +1,1 @@
+"""The chat page behind `almosaic demo`; it calls `almosaic.inference` and holds no model code."""
