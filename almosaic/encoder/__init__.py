@@ -1,0 +1,9 @@
+"""The audio encoder: its configuration, its models, and conversion from and to published checkpoints."""
+
+from almosaic.auto import register_encoder
+from almosaic.encoder.configuration import AudioMosaicConfig, EncoderSettings
+from almosaic.encoder.modeling import AudioMosaicForAudioClassification, AudioMosaicModel
+
+register_encoder()
+
+__all__ = ["AudioMosaicConfig", "AudioMosaicForAudioClassification", "AudioMosaicModel", "EncoderSettings"]

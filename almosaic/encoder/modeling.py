@@ -1,0 +1,277 @@
+"""The AudioMosaic encoder: a pre-norm ViT that reads only the patches it is given.
+
+Parameter names are those of the published checkpoints, so a released state dict loads key by key. The encoder
+knows no mask strategy, loss, label or text.
+"""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
+
+from almosaic.encoder.configuration import AudioMosaicConfig
+from almosaic.encoder.positions import resize_table, sincos_table
+from almosaic.errors import AlmosaicError
+from almosaic.masking import PatchGrid
+
+
+class PatchEmbed(nn.Module):
+    """Linear map of square patches, then LayerNorm: [B, T, F] -> [B, N, D], or [B, K, D] of those kept."""
+
+    def __init__(self, config: AudioMosaicConfig):
+        super().__init__()
+        self.patch_size = config.patch_size
+        size = (config.patch_size, config.patch_size)
+        self.proj = nn.Conv2d(1, config.hidden_size, kernel_size=size, stride=size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, input_features: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """Embed the patches of [B, T, F] in time-major order, or those in ids_keep [B, K]."""
+        batch, frames, bins = input_features.shape
+        size, weight = self.patch_size, self.proj.weight
+        patches = input_features.to(weight.dtype).reshape(batch, frames // size, size, bins // size, size)
+        patches = patches.transpose(2, 3).reshape(batch, -1, size * size)
+        if ids_keep is not None:
+            patches = patches.gather(1, ids_keep[..., None].expand(-1, -1, size * size))
+        # The convolution's weights used as a matrix: only visible patches are embedded, and a product is faster.
+        return cast(Tensor, self.norm(F.linear(patches, weight.flatten(1), self.proj.bias)))
+
+
+class DropPath(nn.Module):
+    """Leave out a residual branch per sample with probability `rate`, in training."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """Scale the kept rows of [B, L, D] so that the mean stays."""
+        if not self.training or self.rate == 0.0:
+            return branch
+        kept = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(1.0 - self.rate)
+        return branch * kept / (1.0 - self.rate)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one qkv projection: [B, L, D] -> [B, L, D]."""
+
+    def __init__(self, config: AudioMosaicConfig):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Every token attends to every token it is given."""
+        batch, length, width = x.shape
+        qkv = self.qkv(x).reshape(batch, length, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        heads = F.scaled_dot_product_attention(q, k, v)
+        return cast(Tensor, self.proj(heads.transpose(1, 2).reshape(batch, length, width)))
+
+
+class MLP(nn.Module):
+    """Linear, GELU (erf), Linear."""
+
+    def __init__(self, config: AudioMosaicConfig):
+        super().__init__()
+        inner = cast(int, config.intermediate_size)
+        self.fc1 = nn.Linear(config.hidden_size, inner)
+        self.fc2 = nn.Linear(inner, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D]."""
+        return cast(Tensor, self.fc2(F.gelu(self.fc1(x))))
+
+
+class Block(GradientCheckpointingLayer):  # type: ignore[misc]
+    """Pre-norm transformer block with drop path on both branches."""
+
+    def __init__(self, config: AudioMosaicConfig, drop_path: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attn = Attention(config)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MLP(config)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D]."""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return cast(Tensor, x + self.drop_path(self.mlp(self.norm2(x))))
+
+
+class AudioMosaicPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+    """What all AudioMosaic models share: config class, initialisation, loading and saving."""
+
+    config_class = AudioMosaicConfig
+    base_model_prefix = "encoder"
+    main_input_name = "input_features"
+    input_modalities = ("audio",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # losses are means over the batch, not sums over tokens
+    _no_split_modules = ("Block",)
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Truncated normal matrices, zero biases, sin-cos positions, as the released training code."""
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            is_head = module is getattr(self, "head", None)
+            init.trunc_normal_(module.weight, std=2.5e-5 if is_head else self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, AudioMosaicModel):
+            init.normal_(module.cls_token, std=1e-6)
+            init.copy_(module.pos_embed, sincos_table(self.config.grid, self.config.hidden_size))
+        else:
+            super()._init_weights(module)
+
+
+class AudioMosaicModel(AudioMosaicPreTrainedModel):
+    """Spectrogram windows to tokens and one vector per window."""
+
+    def __init__(self, config: AudioMosaicConfig):
+        super().__init__(config)
+        width, depth = config.hidden_size, config.num_hidden_layers
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid.patches, width))
+        self.patch_embed = PatchEmbed(config)
+        self.norm_pre = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        rates = [config.drop_path_rate * i / max(1, depth - 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
+        layernorm = config.final_norm == "layernorm"
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if layernorm else nn.Identity()
+        self.post_init()
+
+    def forward(
+        self,
+        input_features: Tensor,
+        ids_keep: Tensor | None = None,
+        input_features_mask: Tensor | None = None,
+        output_hidden_states: bool = False,
+    ) -> BaseModelOutputWithPooling:
+        """Encode windows; masked tokens are left out before the blocks.
+
+        Args:
+            input_features: [B, T, F] normalised log-mel windows; T may differ from the stored position table.
+            ids_keep: [B, K] int64 patches to keep, in the order the tokens come out; all when None.
+            input_features_mask: [B, T] bool, True for real frames; attention ignores it, `mean_valid` pooling
+                uses it.
+            output_hidden_states: also return the depth + 1 inputs and outputs of the blocks.
+
+        Returns:
+            `last_hidden_state` [B, 1+K, D] (index 0 = CLS), `pooler_output` [B, D], `hidden_states`.
+
+        Raises:
+            AlmosaicError: shapes that do not fit the config.
+        """
+        grid = self._grid_of(input_features, ids_keep)
+        x = self.norm_pre(self._embed(input_features, ids_keep, grid))
+        hidden_states = [x]
+        for block in self.blocks:
+            x = block(x)
+            hidden_states.append(x)
+        x = self.norm(x)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=x,
+            pooler_output=self._pool(x, ids_keep, input_features_mask, grid),
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+        )
+
+    def _embed(self, input_features: Tensor, ids_keep: Tensor | None, grid: PatchGrid) -> Tensor:
+        """CLS and visible patches with their positions, [B, 1+K, D]."""
+        table = resize_table(self.pos_embed, self.config.grid, grid, self.config.position_resize)
+        positions = table[:, 1:] if ids_keep is None else F.embedding(ids_keep, table[0, 1:])
+        patches = self.patch_embed(input_features, ids_keep) + positions
+        cls = (self.cls_token + table[:, :1]).to(patches.dtype).expand(patches.shape[0], -1, -1)
+        return torch.cat([cls, patches], dim=1)
+
+    def _pool(self, x: Tensor, ids_keep: Tensor | None, frame_mask: Tensor | None, grid: PatchGrid) -> Tensor:
+        """[B, 1+K, D] -> [B, D] by the config's `pooling`."""
+        if self.config.pooling == "cls":
+            return x[:, 0]
+        if self.config.pooling == "mean" or frame_mask is None:
+            return x.mean(dim=1)
+        valid = grid.valid_patches(frame_mask)
+        if ids_keep is not None:
+            valid = valid.gather(1, ids_keep)
+        weights = F.pad(valid, (1, 0), value=True).to(x.dtype)
+        return torch.einsum("bl,bld->bd", weights / weights.sum(dim=1, keepdim=True), x)
+
+    def _grid_of(self, input_features: Tensor, ids_keep: Tensor | None) -> PatchGrid:
+        """Patch grid of the input; AlmosaicError where its shape, or that of ids_keep, does not fit."""
+        bins, size = self.config.num_mel_bins, self.config.patch_size
+        shape = list(input_features.shape)
+        if len(shape) != 3 or shape[2] != bins or shape[1] == 0 or shape[1] % size:
+            raise AlmosaicError(
+                f"expected input_features [B, T, {bins}] with T a multiple of {size} (the config's windows: "
+                f"{self.config.window_frames}), found {shape}: use the feature extractor saved with the model"
+            )
+        if ids_keep is not None and (ids_keep.ndim != 2 or ids_keep.shape[0] != shape[0]):
+            raise AlmosaicError(
+                f"expected ids_keep [{shape[0]}, K] for input_features {shape}, "
+                f"found {list(ids_keep.shape)}: draw one mask row per window"
+            )
+        return PatchGrid.of(shape[1], bins, size)
+
+
+class AudioMosaicForAudioClassification(AudioMosaicPreTrainedModel):
+    """Encoder, LayerNorm on the pooled vector, linear head; scores for C classes."""
+
+    def __init__(self, config: AudioMosaicConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.encoder = AudioMosaicModel(config)
+        self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.head = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_features: Tensor,
+        ids_keep: Tensor | None = None,
+        input_features_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool = False,
+    ) -> SequenceClassifierOutput:
+        """Score windows [B, T, F]; logits [B, C].
+
+        Args:
+            input_features: [B, T, F] normalised log-mel windows.
+            ids_keep: [B, K] patches to keep, when token masking is used in training.
+            input_features_mask: [B, T] bool, used by `mean_valid` pooling.
+            labels: [B] int64 classes (cross-entropy) or [B, C] targets in [0, 1] (binary cross-entropy).
+            output_hidden_states: also return the encoder's hidden states.
+
+        Raises:
+            AlmosaicError: labels that fit neither form, or not the config's `problem_type`.
+        """
+        encoded = self.encoder(input_features, ids_keep, input_features_mask, output_hidden_states)
+        logits = self.head(self.fc_norm(encoded.pooler_output))
+        return SequenceClassifierOutput(
+            loss=None if labels is None else self._loss(logits, labels),
+            logits=logits,
+            hidden_states=encoded.hidden_states,
+        )
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy for [B] class indices, binary cross-entropy for [B, C] targets."""
+        single, multi = "single_label_classification", "multi_label_classification"
+        found = single if labels.ndim == 1 else multi
+        problem: Any = self.config.problem_type or found
+        fits = labels.shape == (logits.shape if found == multi else logits.shape[:1])
+        if problem != found or not fits:
+            wanted = list(logits.shape) if problem == multi else [logits.shape[0]]
+            raise AlmosaicError(
+                f"expected labels {wanted} for {problem} with {logits.shape[1]} classes, "
+                f"found {list(labels.shape)}: check the labels or the config's problem_type"
+            )
+        if problem == multi:
+            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        return F.cross_entropy(logits, labels)
