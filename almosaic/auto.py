@@ -1,7 +1,7 @@
 """The one place with an import side effect: makes the Auto* classes of transformers know ours.
 
-`almosaic.encoder`, `almosaic.objectives.pretraining` and `almosaic.alm` call their function here when they
-are imported, so `AutoModel.from_pretrained(folder)` works after `import almosaic.encoder`, without remote code.
+`almosaic.encoder` and `almosaic.alm` call their function here when they are imported, so that
+`AutoModel.from_pretrained(folder)` works after `import almosaic.encoder`, without remote code.
 """
 
 from transformers import (
@@ -9,7 +9,8 @@ from transformers import (
     AutoFeatureExtractor,
     AutoModel,
     AutoModelForAudioClassification,
-    AutoModelForPreTraining,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
 )
 
 
@@ -27,9 +28,12 @@ def register_encoder() -> None:
     AutoFeatureExtractor.register(AudioMosaicConfig, AudioMosaicFeatureExtractor, exist_ok=True)
 
 
-def register_pretraining() -> None:
-    """The encoder together with its pretraining objective."""
-    from almosaic.encoder.configuration import AudioMosaicConfig
-    from almosaic.objectives.pretraining import AudioMosaicForPreTraining
+def register_alm() -> None:
+    """The audio-language model and its processor."""
+    from almosaic.alm.configuration import AlmosaicConfig
+    from almosaic.alm.modeling import AlmosaicForConditionalGeneration
+    from almosaic.alm.processing import AlmosaicProcessor
 
-    AutoModelForPreTraining.register(AudioMosaicConfig, AudioMosaicForPreTraining, exist_ok=True)
+    AutoConfig.register("almosaic", AlmosaicConfig, exist_ok=True)
+    AutoModelForMultimodalLM.register(AlmosaicConfig, AlmosaicForConditionalGeneration, exist_ok=True)
+    AutoProcessor.register(AlmosaicConfig, AlmosaicProcessor, exist_ok=True)

@@ -1,6 +1,6 @@
 """Architecture of the encoder, saved beside its weights, and the recipe settings that choose it."""
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 from transformers import PreTrainedConfig
@@ -13,6 +13,7 @@ Preset = Literal["tiny", "small", "base"]
 FinalNorm = Literal["none", "layernorm"]
 Pooling = Literal["mean", "mean_valid", "cls"]
 PositionResize = Literal["time_frequency", "released"]
+Size = Annotated[int, Field(gt=0)]
 
 PRESETS: dict[Preset, dict[str, int]] = {
     "tiny": {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 3},
@@ -29,7 +30,7 @@ class AudioMosaicConfig(PreTrainedConfig):  # type: ignore[misc]
         window_frames: T of the stored position table; other lengths are served by `position_resize`.
         drop_path_rate: of the last block, growing linearly from 0 at the first.
         final_norm: LayerNorm after the last block, or none (a head then normalises the pooled vector).
-        pooling: `mean` over all tokens including CLS (released), `mean_valid` without padded patches, or `cls`.
+        pooling: `mean` of all tokens with CLS (released), `mean_valid` without padded patches, or `cls`.
         position_resize: `time_frequency` crops or stretches time; `released` reproduces the published loader.
         objective: settings of the pretraining objective, where one is stored with the weights.
     """
@@ -80,7 +81,7 @@ class AudioMosaicConfig(PreTrainedConfig):  # type: ignore[misc]
 
     @classmethod
     def from_preset(cls, preset: str, **overrides: Any) -> "AudioMosaicConfig":
-        """Width / depth / heads: tiny 96/4/3, small 384/12/6, base 768/12/12; unknown names are an AlmosaicError."""
+        """Width/depth/heads tiny 96/4/3, small 384/12/6, base 768/12/12; AlmosaicError on unknown names."""
         if preset not in PRESETS:
             raise AlmosaicError(
                 f"expected an encoder preset ({', '.join(PRESETS)}), found {preset!r}: choose one"
@@ -105,11 +106,11 @@ class EncoderSettings(Settings):
     """The encoder of a recipe: a preset, and what differs from it (None = the preset's value)."""
 
     preset: Preset = "base"
-    hidden_size: int | None = Field(None, gt=0)
-    num_hidden_layers: int | None = Field(None, gt=0)
-    num_attention_heads: int | None = Field(None, gt=0)
-    intermediate_size: int | None = Field(None, gt=0)
-    drop_path_rate: float = Field(0.0, ge=0.0, lt=1.0)
+    hidden_size: Size | None = None
+    num_hidden_layers: Size | None = None
+    num_attention_heads: Size | None = None
+    intermediate_size: Size | None = None
+    drop_path_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     final_norm: FinalNorm = "none"
     pooling: Pooling = "mean"
     position_resize: PositionResize = "time_frequency"

@@ -38,7 +38,7 @@ class PatchEmbed(nn.Module):
         patches = patches.transpose(2, 3).reshape(batch, -1, size * size)
         if ids_keep is not None:
             patches = patches.gather(1, ids_keep[..., None].expand(-1, -1, size * size))
-        # The convolution's weights used as a matrix: only visible patches are embedded, and a product is faster.
+        # The convolution as a matrix product: only visible patches are embedded, and it is faster.
         return cast(Tensor, self.norm(F.linear(patches, weight.flatten(1), self.proj.bias)))
 
 
@@ -135,6 +135,9 @@ class AudioMosaicPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
 
 class AudioMosaicModel(AudioMosaicPreTrainedModel):
     """Spectrogram windows to tokens and one vector per window."""
+
+    # The heads of a pretraining or classifier folder: an encoder may be loaded from one.
+    _keys_to_ignore_on_load_unexpected = (r"^objective\.", r"^fc_norm\.", r"^head\.")
 
     def __init__(self, config: AudioMosaicConfig):
         super().__init__(config)

@@ -1,0 +1,35 @@
+"""Pretraining objectives: views and masks in, loss and metrics out."""
+
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from almosaic.encoder.configuration import AudioMosaicConfig
+from almosaic.errors import AlmosaicError
+from almosaic.objectives.base import Objective, ObjectiveOutput
+from almosaic.objectives.contrastive import ContrastiveObjective, ContrastiveSettings
+
+# A union discriminated by `name` from the second objective on.
+ObjectiveSettings = ContrastiveSettings
+
+
+def objective_settings(stored: dict[str, Any] | None) -> ObjectiveSettings:
+    """Settings from their dictionary in a config; contrastive with its defaults for None."""
+    if stored is None:
+        return ContrastiveSettings()
+    try:
+        return TypeAdapter(ObjectiveSettings).validate_python(stored)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise AlmosaicError(
+            f"expected the settings of an objective in the config, found {stored}: "
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        ) from error
+
+
+def build_objective(settings: ObjectiveSettings, encoder_config: AudioMosaicConfig) -> Objective:
+    """The objective that these settings name, with fresh heads for this encoder."""
+    return ContrastiveObjective(settings, encoder_config)
+
+
+__all__ = ["Objective", "ObjectiveOutput", "ObjectiveSettings", "build_objective", "objective_settings"]

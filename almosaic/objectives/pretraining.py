@@ -1,0 +1,42 @@
+"""The encoder together with its objective: the model that the trainer trains and saves."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from almosaic.encoder.configuration import AudioMosaicConfig
+from almosaic.encoder.modeling import AudioMosaicModel, AudioMosaicPreTrainedModel
+from almosaic.masking import PatchMask
+from almosaic.objectives import build_objective, objective_settings
+
+
+@dataclass
+class PretrainingOutput(ModelOutput):  # type: ignore[misc]
+    """Scalar loss, and metrics that are only logged."""
+
+    loss: Tensor | None = None
+    metrics: dict[str, Tensor] | None = None
+
+
+class AudioMosaicForPreTraining(AudioMosaicPreTrainedModel):
+    """`encoder` plus the `objective` named in the config (contrastive when none is)."""
+
+    def __init__(self, config: AudioMosaicConfig):
+        super().__init__(config)
+        settings = objective_settings(config.objective)
+        config.objective = settings.model_dump()
+        self.encoder = AudioMosaicModel(config)
+        self.objective = build_objective(settings, config)
+        self.post_init()
+
+    def forward(
+        self, views: list[Tensor], masks: list[PatchMask], texts: list[str] | None = None
+    ) -> PretrainingOutput:
+        """Views, each [B, T, F], and one mask per view to the objective's loss; AlmosaicError on a misfit."""
+        output = self.objective(self.encoder, views, masks, texts)
+        return PretrainingOutput(loss=output.loss, metrics=output.metrics)
+
+    def after_step(self, progress: float) -> None:
+        """Let the objective update its teacher, if it has one; progress is the share of training done."""
+        self.objective.after_step(self.encoder, progress)
