@@ -3,6 +3,7 @@
 import base64
 import binascii
 import io
+import re
 import shutil
 import struct
 import subprocess
@@ -19,6 +20,8 @@ from almosaic.errors import AudioError
 SAMPLING_RATE = 16_000
 MIN_SECONDS = 0.025  # one analysis frame
 MAX_SECONDS = 300.0
+_HEADER_SLACK_SECONDS = 0.1  # the length in an MP3 header is an estimate
+_STREAMED_BYTES = 0x7FF00000  # a writer that cannot know the length puts a number above this into the header
 
 AudioSource = str | Path | bytes | BinaryIO | tuple[NDArray[Any], int]
 _Decoded = tuple[NDArray[np.float32], int]  # [S, channels] and the rate
@@ -47,7 +50,7 @@ def load_audio(
         AudioError: the clip is missing, unreadable, empty, not finite, below 25 ms or above `max_seconds`.
     """
     name = _describe(source)
-    if start_seconds < 0 or (duration_seconds is not None and duration_seconds <= 0):
+    if not start_seconds >= 0 or not (duration_seconds is None or duration_seconds > 0):
         raise AudioError(
             f"{name}: expected start_seconds >= 0 and duration_seconds > 0, "
             f"found {start_seconds} and {duration_seconds}"
@@ -107,6 +110,12 @@ def _describe(source: AudioSource) -> str:
     return f"audio file object {getattr(source, 'name', '')}".rstrip()
 
 
+def _reason(error: Exception) -> str:
+    """Return what libsndfile said, without the file object that soundfile puts in front."""
+    text = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")
+    return "no sampling rate or no channels in the header" if "SF_INFO" in text else text
+
+
 def _decode(source: AudioSource, name: str, start: float, wanted: float) -> _Decoded:
     """Return samples [S, channels] from `start` on, at most `wanted` seconds of them, and their rate."""
     if isinstance(source, tuple):
@@ -116,13 +125,11 @@ def _decode(source: AudioSource, name: str, start: float, wanted: float) -> _Dec
     if soundfile is None:
         return _from_wave(file, name, start, wanted)
     try:
-        with soundfile.SoundFile(file) as opened:
-            return _from_soundfile(opened, name, start, wanted)
-    except (
-        soundfile.SoundFileError,
-        TypeError,
-    ) as error:  # TypeError: headerless formats, known by their suffix
-        return _from_ffmpeg(file, name, start, wanted, reason=str(error).rstrip("."))
+        opened = soundfile.SoundFile(file)
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a headerless format, by its suffix
+        return _from_ffmpeg(file, name, start, wanted, reason=_reason(error))
+    with opened:
+        return _from_soundfile(opened, name, start, wanted)
 
 
 def _open_source(source: str | Path | bytes | BinaryIO, name: str) -> str | io.BytesIO:
@@ -185,22 +192,28 @@ def _span(start: float, wanted: float, rate: int) -> tuple[int, int]:
 
 
 def _from_soundfile(opened: Any, name: str, start: float, wanted: float) -> _Decoded:
-    rate = int(opened.samplerate)
-    if rate <= 0:
-        raise AudioError(f"{name}: expected a positive sampling rate, found {rate}; repair the header")
+    rate, total = int(opened.samplerate), int(opened.frames)
     first, count = _span(start, wanted, rate)
-    total = int(opened.frames)
     if first >= total:
         return np.zeros((0, opened.channels), np.float32), rate
-    opened.seek(first)
     expected = total - first if count < 0 else min(count, total - first)
-    samples = opened.read(expected, dtype="float32", always_2d=True)
-    if len(samples) < expected:
-        raise AudioError(
-            f"{name}: damaged, the header promises {total / rate:.2f} s but decoding stops at "
-            f"{(first + len(samples)) / rate:.2f} s; fetch it again"
-        )
+    try:
+        opened.seek(first)
+        samples: NDArray[np.float32] = opened.read(expected, dtype="float32", always_2d=True)
+    except RuntimeError as error:  # the base of libsndfile's errors
+        raise AudioError(f"{name}: damaged, decoding fails ({_reason(error)}); fetch it again") from error
+    missing = max((expected - len(samples)) / rate, _cut_off_seconds(opened))
+    if missing > _HEADER_SLACK_SECONDS:
+        raise AudioError(f"{name}: damaged, {missing:.2f} s fewer than its header promises; fetch it again")
     return samples, rate
+
+
+def _cut_off_seconds(opened: Any) -> float:
+    """Return what a WAV or AIFF lacks of its promised length: libsndfile takes half a download for whole."""
+    sizes = re.search(r"^ ?(?:data|SSND) : (\d+) \(should be ([1-9]\d*)\)", opened.extra_info, re.MULTILINE)
+    if sizes is None or int(sizes[1]) >= _STREAMED_BYTES:
+        return 0.0
+    return float(opened.frames / opened.samplerate * (int(sizes[1]) / int(sizes[2]) - 1.0))
 
 
 def _from_array(source: tuple[NDArray[Any], int], name: str, start: float, wanted: float) -> _Decoded:
@@ -264,7 +277,18 @@ def _from_ffmpeg(file: str | io.BytesIO, name: str, start: float, wanted: float,
             f"{name}: not readable as audio ({reason}); convert it to WAV or FLAC, or install ffmpeg"
         )
     limit = [] if wanted == np.inf else ["-t", f"{start + wanted:.6f}"]
-    command = [program, "-v", "error", "-protocol_whitelist", "pipe", "-i", "pipe:0", "-vn", *limit]
+    command = [
+        program,
+        "-v",
+        "error",
+        "-xerror",
+        "-protocol_whitelist",
+        "pipe",
+        "-i",
+        "pipe:0",
+        "-vn",
+        *limit,
+    ]
     data = file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()
     # AU is the one container with a header that needs no length and floats that need no scaling.
     done = subprocess.run(

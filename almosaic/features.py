@@ -23,7 +23,9 @@ NUM_MEL_BINS = 128
 _FFT_SAMPLES = 512
 _PREEMPHASIS = 0.97
 _LOW_HZ, _HIGH_HZ = 20.0, 8000.0
-_CPU_CHUNK_SAMPLES = 200_000  # buffers of one clip stay in the cache; larger batches measured slower on a CPU
+# A CPU is three times faster when a chunk fits its cache; elsewhere the chunk only bounds memory.
+_CPU_CHUNK_SAMPLES = 200_000
+_DEVICE_CHUNK_SAMPLES = 20_000_000
 
 
 class FrontEndPreset(NamedTuple):
@@ -79,11 +81,10 @@ def log_mel_fbank(
     if lengths is None:
         lengths = torch.full((batch,), samples)
     lengths = torch.as_tensor(lengths, device=waveforms.device)
+    device = waveforms.device.type
     _check_lengths(lengths, batch, samples)
-    rows = batch
-    if waveforms.device.type == "cpu":
-        rows = max(1, _CPU_CHUNK_SAMPLES // samples)
-    with torch.autocast(waveforms.device.type, enabled=False):
+    rows = max(1, (_CPU_CHUNK_SAMPLES if device == "cpu" else _DEVICE_CHUNK_SAMPLES) // samples)
+    with torch.autocast(device, enabled=False):
         chunks = [
             _fbank_chunk(waveform.float(), length, num_mel_bins)
             for waveform, length in zip(torch.split(waveforms, rows), torch.split(lengths, rows), strict=True)
@@ -118,7 +119,8 @@ def _fbank_chunk(waveforms: Tensor, lengths: Tensor, num_mel_bins: int) -> Tenso
     frames = frames - frames.mean(-1, keepdim=True)
     previous = torch.cat([frames[..., :1], frames[..., :-1]], -1)
     frames = (frames - _PREEMPHASIS * previous) * _window(device)
-    power = torch.fft.rfft(frames, _FFT_SAMPLES).abs().square()
+    spectrum = torch.fft.rfft(frames, _FFT_SAMPLES)
+    power = spectrum.real.square() + spectrum.imag.square()
     log_mel = (power @ _mel_bank(num_mel_bins, device)).clamp_min(torch.finfo(torch.float32).eps).log()
     own_frames = torch.arange(log_mel.shape[1], device=device) < _frames_of(lengths)[:, None]
     return torch.where(own_frames[..., None], log_mel, 0.0)
