@@ -1,0 +1,191 @@
+"""Where clips come from: a manifest, composed scenes, or several of these; and what happens to the unreadable ones."""
+
+import hashlib
+import logging
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from almosaic.audio import audio_duration, load_audio
+from almosaic.data import draws
+from almosaic.data.manifest import ManifestRow
+from almosaic.errors import AlmosaicError, AudioError
+from almosaic.scenes.bank import Bank
+from almosaic.scenes.compose import Scene, render
+
+logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
+BadClip = tuple[int, str]
+
+
+class ClipSource(Protocol):
+    """A numbered set of clips that does not change while a stage runs."""
+
+    def __len__(self) -> int: ...
+
+    def waveform(self, index: int, epoch: int) -> NDArray[np.float32]:
+        """The clip [S] at 16 kHz; AudioError when it cannot be used."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hash that changes when any clip changes."""
+        ...
+
+
+class FileClips:
+    """Audio files (or `data:` URIs); longer ones give a random crop that depends on (seed, epoch, clip) alone.
+
+    Args:
+        paths: the files.
+        crop_seconds: length of the crop, None = whole clips.
+        seed: of the crop's position.
+        seconds: lengths where they are known; others are read from the files' headers.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        crop_seconds: float | None = None,
+        seed: int = 0,
+        seconds: Mapping[int, float] | None = None,
+    ) -> None:
+        self.paths = list(paths)
+        self.crop_seconds = crop_seconds
+        self.seed = seed
+        self._seconds = dict(seconds or {})
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def waveform(self, index: int, epoch: int) -> NDArray[np.float32]:
+        """The clip or its crop; only the crop is decoded."""
+        path = self.paths[index]
+        if self.crop_seconds is None:
+            return load_audio(path)
+        if index not in self._seconds:
+            self._seconds[index] = audio_duration(path)
+        spare = max(0.0, self._seconds[index] - self.crop_seconds)
+        share = draws.uniforms((self.seed, "crop", epoch), [index], 1)[0, 0]
+        return load_audio(path, start_seconds=float(share) * spare, duration_seconds=self.crop_seconds)
+
+    def fingerprint(self) -> str:
+        """Hash of every path, size and modification time, and of the crop."""
+        digest = hashlib.sha256(repr((self.crop_seconds, self.seed)).encode())
+        for path in self.paths:
+            digest.update(f"\n{path}".encode())
+            if not str(path).startswith("data:") and Path(path).is_file():
+                found = Path(path).stat()
+                digest.update(repr((found.st_size, found.st_mtime_ns)).encode())
+        return digest.hexdigest()
+
+
+class ManifestClips(FileClips):
+    """The clips of manifest rows."""
+
+    def __init__(self, rows: Sequence[ManifestRow], crop_seconds: float | None = None, seed: int = 0) -> None:
+        known = {i: row.duration_seconds for i, row in enumerate(rows) if row.duration_seconds is not None}
+        super().__init__([row.path for row in rows], crop_seconds, seed, known)
+
+
+class SceneClips:
+    """The audio of composed scenes, rendered on demand; the same in every epoch."""
+
+    def __init__(self, pool: Sequence[Scene], bank: Bank) -> None:
+        self.pool = pool
+        self.bank = bank
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+    def waveform(self, index: int, epoch: int) -> NDArray[np.float32]:
+        """The scene's audio."""
+        return render(self.pool[index], self.bank)
+
+    def fingerprint(self) -> str:
+        """Hash of every scene record and of the bank."""
+        digest = hashlib.sha256(self.bank.fingerprint().encode())
+        for scene in self.pool:
+            digest.update(repr((scene.scene_id, scene.seed, scene.recipe_version, scene.events)).encode())
+        return digest.hexdigest()
+
+
+class JoinedClips:
+    """Several sources, one after the other."""
+
+    def __init__(self, sources: Sequence[ClipSource]) -> None:
+        self.sources = list(sources)
+        self.ends = list(accumulate(len(source) for source in self.sources))
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def offset(self, part: int) -> int:
+        """Index of the first clip of one source."""
+        return self.ends[part] - len(self.sources[part])
+
+    def waveform(self, index: int, epoch: int) -> NDArray[np.float32]:
+        """The clip from the source it lies in."""
+        part = bisect_right(self.ends, index)
+        return self.sources[part].waveform(index - self.offset(part), epoch)
+
+    def fingerprint(self) -> str:
+        """Hash of the sources' hashes."""
+        return hashlib.sha256("".join(source.fingerprint() for source in self.sources).encode()).hexdigest()
+
+
+class BadClips:
+    """Names and counts the clips that could not be used, and stops the run above a share of all.
+
+    Args:
+        clips: number of clips in the source.
+        limit_share: the run stops when more than this share of them is bad.
+    """
+
+    def __init__(self, clips: int, limit_share: float = 0.01) -> None:
+        self.clips = clips
+        self.limit_share = limit_share
+        self.reasons: dict[int, str] = {}
+
+    @property
+    def attempts(self) -> int:
+        """How many clips in a row may be tried before the share is certainly exceeded."""
+        return min(self.clips, int(self.limit_share * self.clips) + 1)
+
+    def note(self, found: Sequence[BadClip]) -> None:
+        """Log each new bad clip by name.
+
+        Raises:
+            AlmosaicError: the share of bad clips is above the limit.
+        """
+        for index, reason in found:
+            if index not in self.reasons:
+                self.reasons[index] = reason
+                logger.warning("skipped clip %d, the next one takes its place: %s", index, reason)
+        if len(self.reasons) > self.limit_share * self.clips:
+            raise AlmosaicError(
+                f"{len(self.reasons)} of {self.clips} clips cannot be used, more than the allowed share of "
+                f"{self.limit_share:g}; the last: {next(reversed(self.reasons.values()))}; "
+                "mend or remove them (`almosaic check MANIFEST` lists all)"
+            )
+
+
+def read_or_next(
+    read: Callable[[int], Item], index: int, count: int, attempts: int
+) -> tuple[int, Item | None, list[BadClip]]:
+    """Read item `index`; where its audio cannot be used, the next one takes its place (the first after the last).
+
+    Returns the index that was read, the item (None when `attempts` items failed) and the failures.
+    """
+    failures: list[BadClip] = []
+    for tried in range(attempts):
+        current = (index + tried) % count
+        try:
+            return current, read(current), failures
+        except AudioError as error:
+            failures.append((current, str(error)))
+    return index, None, failures

@@ -1,0 +1,185 @@
+"""The rows that training reads: clips for pretraining, conversations with their clips for the audio-language model."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from almosaic.data import draws
+from almosaic.data.clips import BadClip, ClipSource, FileClips, JoinedClips, ManifestClips, read_or_next
+from almosaic.data.formats import ChatRow, Message, question
+from almosaic.data.manifest import ManifestRow
+from almosaic.data.prompts import CAPTION_PROMPTS
+from almosaic.errors import AlmosaicError, AudioError
+from almosaic.features import frames_of
+
+
+class Conversation(TypedDict):
+    """Messages of typed parts, and for each audio part the clip's index in the data's source."""
+
+    id: str
+    messages: list[Message]
+    clips: list[int]
+
+
+class ChatData(Protocol):
+    """Conversations about the clips of one source."""
+
+    source: ClipSource
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Conversation: ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; rows may depend on it."""
+        ...
+
+
+class CachedClips(Protocol):
+    """Frozen features of a source's clips; a clip that could not be read has 0 frames."""
+
+    def __getitem__(self, index: int) -> NDArray[np.float16]: ...
+
+    def frames(self, index: int) -> int:
+        """Log-mel frames of a clip."""
+        ...
+
+
+class PretrainDataset(Dataset[dict[str, Any]]):
+    """The clips of a source: `clip_index`, `waveform` [S] and `bad_clips`.
+
+    Where a clip cannot be used the next one takes its place and the failure is reported in `bad_clips`;
+    `waveform` is None when `attempts` clips in a row failed.
+    """
+
+    def __init__(self, source: ClipSource, attempts: int = 1) -> None:
+        self.source = source
+        self.attempts = attempts
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, on which random crops depend."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        def read(clip: int) -> NDArray[np.float32]:
+            return self.source.waveform(clip, self.epoch)
+
+        clip, waveform, bad = read_or_next(read, index, len(self), self.attempts)
+        return {"clip_index": clip, "waveform": waveform, "bad_clips": bad}
+
+
+class CaptionDataset(Dataset[Conversation]):
+    """Captioned manifest rows as conversations; each epoch draws a prompt and one of the captions."""
+
+    def __init__(self, rows: Sequence[ManifestRow], seed: int, crop_seconds: float | None = None) -> None:
+        self.rows = [row for row in rows if row.captions]
+        if not self.rows:
+            raise AlmosaicError(f"expected manifest rows with captions, found none among {len(rows)}")
+        self.source = ManifestClips(self.rows, crop_seconds, seed)
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Conversation:
+        rng = draws.generator(self.seed, "caption", self.epoch, index)
+        row = self.rows[index]
+        prompt = CAPTION_PROMPTS[int(rng.integers(len(CAPTION_PROMPTS)))]
+        answer = row.captions[int(rng.integers(len(row.captions)))]
+        messages: list[Message] = [question(prompt), {"role": "assistant", "content": answer}]
+        return {"id": row.id, "messages": messages, "clips": [index]}
+
+
+class ChatFileDataset(Dataset[Conversation]):
+    """Conversations from `formats.read_chat`; the same in every epoch."""
+
+    def __init__(self, rows: Sequence[ChatRow]) -> None:
+        paths = dict.fromkeys(audio for row in rows for audio in row["audios"])
+        number = {path: index for index, path in enumerate(paths)}
+        self.source = FileClips(list(paths))
+        self.rows: list[Conversation] = [
+            {
+                "id": row["id"],
+                "messages": row["messages"],
+                "clips": [number[audio] for audio in row["audios"]],
+            }
+            for row in rows
+        ]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing depends on the epoch."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Conversation:
+        return self.rows[index]
+
+
+class ChatDataset(Dataset[dict[str, Any]]):
+    """Several kinds of conversations as one, with their clips read.
+
+    Items hold `clip_index` (the row), `messages`, `frames` per clip, `bad_clips`, and per clip either `waveforms`
+    or, with a cache, `features` [W, Tp, Fp, D]. Where a clip cannot be used the next row takes its row's place;
+    `messages` is None when `attempts` rows in a row failed.
+    """
+
+    def __init__(
+        self, parts: Sequence[ChatData], attempts: int = 1, cache: CachedClips | None = None
+    ) -> None:
+        self.parts = list(parts)
+        self.ends = list(accumulate(len(part) for part in self.parts))
+        self.source = JoinedClips([part.source for part in self.parts])
+        self.attempts = attempts
+        self.cache = cache
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch in every part."""
+        self.epoch = epoch
+        for part in self.parts:
+            part.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row, item, bad = read_or_next(self._read, index, len(self), self.attempts)
+        return {"messages": None, **(item or {}), "clip_index": row, "bad_clips": bad}
+
+    def _read(self, index: int) -> dict[str, Any]:
+        number = bisect_right(self.ends, index)
+        part = self.parts[number]
+        row = part[index - (self.ends[number] - len(part))]
+        clips = [self.source.offset(number) + clip for clip in row["clips"]]
+        if self.cache is not None:
+            frames = [self.cache.frames(clip) for clip in clips]
+            if 0 in frames:
+                raise AudioError(f"conversation {row['id']}: a clip has no features, it could not be read")
+            return {
+                "messages": row["messages"],
+                "frames": frames,
+                "features": [self.cache[clip] for clip in clips],
+            }
+        waveforms = [self.source.waveform(clip, self.epoch) for clip in clips]
+        frames = [frames_of(len(waveform)) for waveform in waveforms]
+        return {"messages": row["messages"], "frames": frames, "waveforms": waveforms}
+
+
+def bad_rows(items: Sequence[dict[str, Any]]) -> list[BadClip]:
+    """The failures reported in a batch of items."""
+    return [failure for item in items for failure in item["bad_clips"]]

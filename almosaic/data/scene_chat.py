@@ -1,0 +1,131 @@
+"""Conversations about composed scenes: a fresh question or caption for each scene in each epoch, heard or read."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+from torch.utils.data import Dataset
+
+from almosaic.data import draws
+from almosaic.data.clips import SceneClips
+from almosaic.data.datasets import Conversation
+from almosaic.data.formats import Message, question
+from almosaic.data.prompts import CAPTION_PROMPTS, TIMELINE_PROMPTS
+from almosaic.errors import AlmosaicError
+from almosaic.scenes.bank import Bank
+from almosaic.scenes.captions import captions, timeline
+from almosaic.scenes.compose import Scene
+from almosaic.scenes.questions import TEMPLATES, ask
+from almosaic.settings import Settings
+
+
+class SceneChatSettings(Settings):
+    """Conversations about a pool of composed scenes.
+
+    Args:
+        scenes: scenes in the pool; one pass over them is an epoch.
+        templates: names of question templates, or weights by name.
+        captions: share of the rows that ask for a caption.
+        timelines: share of the rows that ask for the timeline.
+        slots: words of a timeline.
+    """
+
+    name: Literal["scenes"] = "scenes"
+    scenes: int = Field(default=6000, ge=1)
+    templates: tuple[str, ...] | dict[str, float] = ("presence", "first", "choice", "count")
+    captions: float = Field(default=0.15, ge=0, le=1)
+    timelines: float = Field(default=0.0, ge=0, le=1)
+    slots: int = Field(default=32, ge=2)
+
+
+class SceneTextSettings(SceneChatSettings):
+    """The text side of the same conversations: a text takes the clip's place.
+
+    `timeline_contexts` is the share of questions whose context is a timeline; the others have a caption.
+    """
+
+    name: Literal["scene_texts"] = "scene_texts"  # type: ignore[assignment]
+    timeline_contexts: float = Field(default=0.5, ge=0, le=1)
+
+
+class SceneChatDataset(Dataset[Conversation]):
+    """One conversation per (scene, epoch): `id`, `messages` and `clips`.
+
+    What is asked depends on (seed, epoch, scene) alone.
+    """
+
+    def __init__(self, pool: Sequence[Scene], bank: Bank, settings: SceneChatSettings, seed: int) -> None:
+        self.pool, self.bank, self.settings, self.seed = pool, bank, settings, seed
+        self.source = SceneClips(pool, bank)
+        self.epoch = 0
+        weights = settings.templates
+        self.weights = dict(weights) if isinstance(weights, Mapping) else dict.fromkeys(weights, 1.0)
+        if unknown := sorted(self.weights.keys() - set(TEMPLATES)):
+            raise AlmosaicError(
+                f"no question template {unknown[0]!r}; the templates are {', '.join(TEMPLATES)}"
+            )
+        if not self.weights and settings.captions + settings.timelines < 1:
+            raise AlmosaicError(
+                "no templates are given and captions + timelines are below 1; give one of them"
+            )
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose questions are asked."""
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> Conversation:
+        rng = draws.generator(self.seed, "ask", self.epoch, index)
+        prompt, answer = self.turns(self.pool[index], rng)
+        messages: list[Message] = [question(prompt), {"role": "assistant", "content": answer}]
+        return {"id": f"{self.pool[index].scene_id}/{self.epoch}", "messages": messages, "clips": [index]}
+
+    def turns(self, scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+        """What the user asks about a scene and what the assistant answers."""
+        chance = rng.random()
+        if chance < self.settings.captions:
+            return _pick(CAPTION_PROMPTS, rng), _pick(captions(scene, self.bank), rng)
+        if chance < self.settings.captions + self.settings.timelines:
+            return _pick(TIMELINE_PROMPTS, rng), timeline(scene, self.bank, self.settings.slots)
+        for template in self._order(rng):
+            asked = ask(scene, self.bank, template, rng)
+            if asked is not None:
+                return asked.question, asked.answer
+        return _pick(CAPTION_PROMPTS, rng), _pick(captions(scene, self.bank), rng)
+
+    def _order(self, rng: np.random.Generator) -> list[str]:
+        """The templates in the order in which they are tried: drawn by weight, without replacement."""
+        names = list(self.weights)
+        keys = rng.exponential(size=len(names)) / np.array([self.weights[name] for name in names])
+        return [names[i] for i in np.argsort(keys)]
+
+
+class SceneTextDataset(SceneChatDataset):
+    """The same conversations with `context`, the text that stands where the clip would be heard."""
+
+    settings: SceneTextSettings
+
+    def __getitem__(self, index: int) -> Any:
+        row = super().__getitem__(index)
+        rng = draws.generator(self.seed, "context", self.epoch, index)
+        scene = self.pool[index]
+        asked = row["messages"][0]["content"][-1]["text"]
+        # A caption is asked of a timeline and a timeline of a caption: copying would teach nothing.
+        if asked in CAPTION_PROMPTS:
+            as_timeline = True
+        elif asked in TIMELINE_PROMPTS:
+            as_timeline = False
+        else:
+            as_timeline = bool(rng.random() < self.settings.timeline_contexts)
+        if as_timeline:
+            context = timeline(scene, self.bank, self.settings.slots)
+        else:
+            context = _pick(captions(scene, self.bank), rng)
+        return {**row, "context": context}
+
+
+def _pick(texts: Sequence[str], rng: np.random.Generator) -> str:
+    return texts[int(rng.integers(len(texts)))]

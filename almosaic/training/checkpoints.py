@@ -1,0 +1,158 @@
+"""Folders that are either whole or absent: written under a temporary name, flushed to the disk, then renamed."""
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from almosaic.errors import AlmosaicError
+
+STATE_FILE = "trainer_state.json"
+WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+
+
+@contextmanager
+def whole_folder(path: Path, inner: str = "") -> Iterator[Path]:
+    """Yield `tmp-<name>` beside `path` to write into; on success it replaces `path`, on failure nothing is left.
+
+    With `inner`, only that folder within it is kept.
+
+    Raises:
+        AlmosaicError: the disk is full or cannot be written; whatever was at `path` before is still there.
+    """
+    temporary = path.with_name(f"tmp-{path.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        put_in_place(temporary / inner, path)
+        shutil.rmtree(temporary, ignore_errors=True)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if reason := _disk_trouble(error):
+            raise AlmosaicError(
+                f"cannot write {path}: {reason}; free some space or choose another folder"
+            ) from error
+        raise
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def put_in_place(written: Path, path: Path) -> None:
+    """Flush every file of the folder `written` to the disk and give it the name `path`, replacing what is there."""
+    for file in [*written.rglob("*"), written]:
+        _flush(file)
+    replaced = path.with_name(f"tmp-replaced-{path.name}")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if path.exists():
+        path.rename(replaced)
+    written.rename(path)
+    _flush(path.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write one JSON file atomically."""
+    temporary = path.with_name(f"tmp-{path.name}")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    _flush(temporary)
+    temporary.replace(path)
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """The `checkpoint-N` folders that hold a trainer state, oldest step first; anything else is ignored."""
+    if not folder.is_dir():
+        return []
+    steps = {
+        int(match[1]): entry
+        for entry in folder.iterdir()
+        if (match := re.fullmatch(r"checkpoint-(\d+)", entry.name))
+    }
+    return [steps[step] for step in sorted(steps) if (steps[step] / STATE_FILE).is_file()]
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The whole checkpoint of the highest step in a stage folder, or None."""
+    checkpoints = whole_checkpoints(folder)
+    return checkpoints[-1] if checkpoints else None
+
+
+def is_final(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written at the last step of its stage."""
+    state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    return bool(state["global_step"] >= state["max_steps"])
+
+
+def remove_old(folder: Path, keep: int) -> None:
+    """Delete all but the last `keep` whole checkpoints of a stage folder."""
+    for checkpoint in whole_checkpoints(folder)[:-keep]:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def load_weights(model: nn.Module, checkpoint: Path) -> None:
+    """Load a checkpoint's tensors into `model`, of which only the keys it never saves may be missing.
+
+    Raises:
+        AlmosaicError: a tensor is missing, unknown or of another shape.
+    """
+    names = [WEIGHTS_FILE]
+    if (checkpoint / WEIGHTS_INDEX).is_file():
+        index = json.loads((checkpoint / WEIGHTS_INDEX).read_text(encoding="utf-8"))
+        names = sorted(set(index["weight_map"].values()))
+    saved = {key: tensor for name in names for key, tensor in load_file(checkpoint / name).items()}
+    own = model.state_dict()
+    never_saved = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    # Tied tensors are saved once, under one of their names.
+    present = {own[key].data_ptr() for key in saved if key in own}
+    missing = [
+        key
+        for key in own
+        if key not in saved and key not in never_saved and own[key].data_ptr() not in present
+    ]
+    wrong = [key for key in saved if key not in own or own[key].shape != saved[key].shape]
+    if missing or wrong:
+        raise AlmosaicError(
+            f"checkpoint {checkpoint} does not fit the model of this recipe: missing {_some(missing)}, "
+            f"unknown or of another shape {_some(wrong)}; resume with the recipe that wrote it, or start a new run"
+        )
+    model.load_state_dict(saved, strict=False)
+
+
+def _some(keys: list[str]) -> str:
+    return (", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")) or "none"
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _disk_trouble(error: BaseException) -> str | None:
+    """The reason in words when the disk refused a write, else None."""
+    if isinstance(error, OSError) and error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EACCES,
+    ):
+        return os.strerror(error.errno).lower()
+    # torch and safetensors wrap what the system said in their own errors.
+    text = str(error)
+    if "No space left" in text or "PytorchStreamWriter failed" in text or "os error 28" in text:
+        return "no space left on device"
+    return None

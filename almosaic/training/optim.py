@@ -1,0 +1,216 @@
+"""How a stage is optimised: its settings, learning-rate curve, parameter groups and `TrainingArguments`."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+from transformers import TrainingArguments
+
+from almosaic.errors import AlmosaicError
+from almosaic.settings import Settings
+
+# TrainingArguments fields that a key of ours (or the stage itself) decides.
+OWNED = {
+    "output_dir": "the run folder",
+    "max_steps": "`steps`",
+    "num_train_epochs": "`epochs`",
+    "per_device_train_batch_size": "`batch_size`",
+    "gradient_accumulation_steps": "`accumulation`",
+    "learning_rate": "`learning_rate`",
+    "lr_scheduler_type": "`schedule`",
+    "lr_scheduler_kwargs": "`schedule`",
+    "warmup_steps": "`warmup`",
+    "weight_decay": "`weight_decay`",
+    "adam_beta1": "`betas`",
+    "adam_beta2": "`betas`",
+    "max_grad_norm": "`max_grad_norm`",
+    "bf16": "`precision`",
+    "fp16": "`precision`",
+    "save_steps": "`save_steps`",
+    "save_strategy": "`save_steps`",
+    "save_total_limit": "`keep_checkpoints`",
+    "logging_steps": "`log_steps`",
+    "logging_strategy": "`log_steps`",
+    "dataloader_num_workers": "`workers`",
+    "report_to": "`tensorboard`",
+    "logging_dir": "`tensorboard`",
+    "seed": "the recipe's `seed`",
+    "data_seed": "the recipe's `seed`",
+    "resume_from_checkpoint": "`--resume`",
+    "use_cpu": "the machine: a GPU is used when there is one",
+    "remove_unused_columns": "the stage",
+    "label_names": "the stage",
+    "disable_tqdm": "the stage",
+    "logging_nan_inf_filter": "the stage",
+    "dataloader_drop_last": "the stage",
+    "dataloader_persistent_workers": "the stage",
+    "dataloader_pin_memory": "the stage",
+    "accelerator_config": "the stage",
+    "do_train": "the stage",
+    "do_eval": "the stage",
+}
+
+
+class OptimSettings(Settings):
+    """One optimisation: length, batch, learning rates and what is saved and logged.
+
+    `batch_size` counts the rows of one optimizer step over all processes; `accumulation` splits it further. Give
+    `steps` or `epochs`. `learning_rate` is one number or one per part; `warmup` and `decay_share` are shares of all
+    steps. `trainer` passes further fields to `transformers.TrainingArguments`.
+    """
+
+    steps: int | None = Field(default=None, ge=0)
+    epochs: float | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=64, ge=1)
+    accumulation: int = Field(default=1, ge=1)
+    learning_rate: float | dict[str, float] = 1e-3
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    schedule: Literal["cosine", "linear", "constant_then_linear"] = "cosine"
+    decay_share: float = Field(default=0.4, ge=0, le=1)
+    min_ratio: float = Field(default=0.0, ge=0, le=1)
+    weight_decay: float = Field(default=0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    save_steps: int = Field(default=500, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    log_steps: int = Field(default=10, ge=1)
+    workers: int = Field(default=0, ge=0)
+    tensorboard: bool = False
+    trainer: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> "OptimSettings":
+        if (self.steps is None) == (self.epochs is None):
+            found = "neither" if self.steps is None else "both"
+            raise ValueError(f"give `steps` or `epochs`, found {found}")
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide by accumulation {self.accumulation}"
+            )
+        check_trainer_keys(self.trainer)
+        return self
+
+
+def check_trainer_keys(extra: Mapping[str, Any]) -> None:
+    """Refuse keys of `trainer:` that `TrainingArguments` does not have, or that another key decides.
+
+    Raises:
+        AlmosaicError: with the valid keys, or the key to use instead.
+    """
+    known = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+    for key in extra:
+        if key in OWNED:
+            raise AlmosaicError(f"trainer.{key} is decided by {OWNED[key]}; remove it from `trainer:`")
+        if key not in known:
+            valid = ", ".join(sorted(known - OWNED.keys()))
+            raise AlmosaicError(
+                f"trainer.{key} is not a field of transformers.TrainingArguments; valid: {valid}"
+            )
+
+
+def rate_factor(settings: OptimSettings, step: int, total: int) -> float:
+    """The share of the peak learning rate at a step: linear warm-up, then the schedule down to `min_ratio`."""
+    warmup = round(settings.warmup * total)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if settings.schedule == "constant_then_linear":
+        start = max(warmup, round((1 - settings.decay_share) * total))
+    else:
+        start = warmup
+    progress = min(max(step - start, 0) / max(total - start, 1), 1.0)
+    down = 0.5 * (1 + math.cos(math.pi * progress)) if settings.schedule == "cosine" else 1 - progress
+    return settings.min_ratio + (1 - settings.min_ratio) * down
+
+
+def parameter_groups(
+    model: nn.Module, settings: OptimSettings, parts: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Optimizer groups of the trainable parameters: one learning rate per part, no decay where there is one axis.
+
+    `parts` maps a part's name in recipes to the prefix of its parameters ("projector": "multi_modal_projector").
+
+    Raises:
+        AlmosaicError: a trainable part has no learning rate, a rate names no trainable part, nothing is trainable.
+    """
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = next((part for part, prefix in parts.items() if name.startswith(prefix)), None)
+            if part is None:
+                raise AlmosaicError(f"parameter {name} belongs to none of the parts {', '.join(parts)}")
+            groups.setdefault((part, _decays(name, parameter)), []).append(parameter)
+    trainable = {part for part, _ in groups}
+    if not trainable:
+        raise AlmosaicError(
+            f"nothing to train: all of {', '.join(parts)} are frozen; set `tune` for one of them"
+        )
+    rates = settings.learning_rate
+    if isinstance(rates, Mapping) and rates.keys() != trainable:
+        raise AlmosaicError(
+            f"learning_rate needs one rate for each trained part ({', '.join(sorted(trainable))}), "
+            f"found {', '.join(sorted(rates)) or 'none'}"
+        )
+    return [
+        {
+            "params": parameters,
+            "lr": rates[part] if isinstance(rates, Mapping) else rates,
+            "weight_decay": settings.weight_decay if decays else 0.0,
+        }
+        for (part, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    last = name.rsplit(".", 1)[-1]
+    return parameter.ndim > 1 and last not in ("bias", "cls_token", "pos_embed", "query_tokens", "queries")
+
+
+def training_arguments(settings: OptimSettings, folder: Path, seed: int) -> TrainingArguments:
+    """The library's arguments for one stage; uses a GPU when there is one, bf16 there unless told otherwise.
+
+    Raises:
+        AlmosaicError: the batch does not divide over processes and accumulation, or bf16 cannot run here.
+    """
+    check_trainer_keys(settings.trainer)
+    gpu = torch.cuda.is_available()
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=settings.steps if settings.steps is not None else -1,
+        num_train_epochs=settings.epochs if settings.epochs is not None else 1.0,
+        gradient_accumulation_steps=settings.accumulation,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.betas[0],
+        adam_beta2=settings.betas[1],
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.precision == "bf16" or (settings.precision == "auto" and gpu),
+        save_strategy="steps",
+        save_steps=settings.save_steps,
+        logging_strategy="steps",
+        logging_steps=settings.log_steps,
+        logging_nan_inf_filter=False,
+        report_to=["tensorboard"] if settings.tensorboard else [],
+        dataloader_num_workers=settings.workers,
+        dataloader_pin_memory=gpu,
+        accelerator_config={"dispatch_batches": False},
+        seed=seed,
+        use_cpu=not gpu,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        **settings.trainer,
+    )
+    share = arguments.world_size * settings.accumulation
+    if settings.batch_size % share:
+        raise AlmosaicError(
+            f"batch_size {settings.batch_size} does not divide by {arguments.world_size} processes x accumulation "
+            f"{settings.accumulation}; choose a multiple of {share}"
+        )
+    arguments.per_device_train_batch_size = settings.batch_size // share
+    # One process drives one GPU; several need `torchrun`. The library would otherwise split the batch on its own.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

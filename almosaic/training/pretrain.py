@@ -1,0 +1,144 @@
+"""Self-supervised pretraining of the encoder: views and masks are made on the training device."""
+
+import logging
+from pathlib import Path
+
+from pydantic import Field, model_validator
+from transformers import set_seed
+
+from almosaic.data import draws
+from almosaic.data.augment import AugmentStep, WaveformStep
+from almosaic.data.clips import BadClips, ClipSource
+from almosaic.data.collate import WaveformCollator
+from almosaic.data.datasets import PretrainDataset
+from almosaic.encoder import EncoderSettings
+from almosaic.errors import AlmosaicError
+from almosaic.features import AudioMosaicFeatureExtractor, FrontEndSettings
+from almosaic.masking import FrequencyMask, MaskSettings, TimeMask
+from almosaic.objectives import ObjectiveSettings
+from almosaic.objectives.contrastive import ContrastiveSettings
+from almosaic.objectives.pretraining import AudioMosaicForPreTraining
+from almosaic.settings import Settings
+from almosaic.training.callbacks import quiet_library
+from almosaic.training.checkpoints import whole_folder
+from almosaic.training.log_mel_pool import LogMelPool, PoolDataset, collate_pool, measure_statistics
+from almosaic.training.optim import OptimSettings
+from almosaic.training.trainer import AlmosaicTrainer
+from almosaic.training.views import ViewMaker
+
+logger = logging.getLogger(__name__)
+PARTS = {"encoder": "encoder", "objective": "objective"}
+
+
+class ViewSettings(Settings):
+    """One view of a clip."""
+
+    mask: MaskSettings
+
+
+class PretrainSettings(Settings):
+    """A pretraining stage.
+
+    Args:
+        encoder: the encoder to train.
+        front_end: log-mel windows; see `measure_statistics`.
+        measure_statistics: normalise by the mean and deviation of up to 500 of the clips instead of a preset's.
+        objective: what is optimised.
+        views: one mask per view that the objective needs.
+        augment: steps applied to every view in this order, those on waveforms before those on log-mels.
+        crop_seconds: longest stretch of a clip that is used at a time.
+        cache: compute the log-mel of every clip once and keep all of them in memory as float16; augmentation is then
+            limited to log-mel steps, and a long clip keeps the crop of its first epoch.
+        bad_clip_share: the run stops when more than this share of the clips cannot be used.
+        optim: length, batch, learning rate.
+    """
+
+    encoder: EncoderSettings = EncoderSettings()
+    front_end: FrontEndSettings = FrontEndSettings()
+    measure_statistics: bool = False
+    objective: ObjectiveSettings = ContrastiveSettings()
+    views: tuple[ViewSettings, ...] = (
+        ViewSettings(mask=TimeMask(ratio=0.6)),
+        ViewSettings(mask=FrequencyMask(ratio=0.4)),
+    )
+    augment: tuple[AugmentStep, ...] = ()
+    crop_seconds: float = Field(default=10.0, gt=0)
+    cache: bool = False
+    bad_clip_share: float = Field(default=0.01, ge=0, lt=1)
+    optim: OptimSettings = OptimSettings(steps=10_000)
+
+    @model_validator(mode="after")
+    def _check(self) -> "PretrainSettings":
+        if self.cache and (steps := [step.name for step in self.augment if isinstance(step, WaveformStep)]):
+            raise AlmosaicError(
+                f"cache: true keeps log-mels, but the augment step {steps[0]} works on waveforms; "
+                "use log-mel steps or set cache: false"
+            )
+        if self.optim.accumulation > 1:
+            raise AlmosaicError(
+                f"accumulation {self.optim.accumulation} would compare each clip with a part of the batch only: "
+                "contrastive accumulation is not batch size; set accumulation: 1 and lower batch_size"
+            )
+        return self
+
+
+@quiet_library()
+def pretrain(
+    settings: PretrainSettings,
+    *,
+    source: ClipSource,
+    folder: Path,
+    seed: int,
+    stage: str = "pretrain",
+    resume: bool = False,
+) -> Path:
+    """Train an encoder on the clips of `source`, or with `steps: 0` write an untrained one.
+
+    Writes `folder/model` (encoder and front end) and `folder/pretraining` (the same encoder with the objective's
+    heads, from which its loss and z can be computed again).
+
+    Returns:
+        `folder/model`, which `AudioMosaicModel.from_pretrained` loads.
+
+    Raises:
+        AlmosaicError: windows too short for the clips, too many bad clips, non-finite training, a full disk.
+    """
+    folder = Path(folder)
+    bad = BadClips(len(source), settings.bad_clip_share)
+    extractor = AudioMosaicFeatureExtractor.from_settings(settings.front_end)
+    pool = LogMelPool.build(source, bad, settings.optim.workers) if settings.cache else None
+    if settings.measure_statistics:
+        extractor.mean, extractor.std = measure_statistics(source, bad, pool)
+        logger.info("front end: mean %.3f, deviation %.3f, measured", extractor.mean, extractor.std)
+    set_seed(draws.key(seed, stage, "weights") % 2**31)
+    config = settings.encoder.build(extractor.window_frames, extractor.num_mel_bins)
+    config.objective = settings.objective.model_dump()
+    model = AudioMosaicForPreTraining(config)
+    if settings.optim.steps == 0:
+        _write(model, extractor, folder)
+        return folder / "model"
+    trainer = AlmosaicTrainer(
+        model,
+        settings.optim,
+        PretrainDataset(source, bad.attempts) if pool is None else PoolDataset(pool),
+        WaveformCollator() if pool is None else collate_pool,
+        folder=folder,
+        seed=seed,
+        stage=stage,
+        parts=PARTS,
+        prepare=ViewMaker(
+            settings, extractor, pool, bad, patch_size=config.patch_size, seed=seed, stage=stage
+        ),
+        after_step=model.after_step,
+        drop_last=True,
+    )
+    trainer.run(resume)
+    trainer.on_main(lambda: _write(model, extractor, folder))
+    return folder / "model"
+
+
+def _write(model: AudioMosaicForPreTraining, extractor: AudioMosaicFeatureExtractor, folder: Path) -> None:
+    for name, part in (("pretraining", model), ("model", model.encoder)):
+        with whole_folder(folder / name) as temporary:
+            part.save_pretrained(temporary)
+            extractor.save_pretrained(temporary)

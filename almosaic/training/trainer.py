@@ -1,0 +1,208 @@
+"""The one trainer: transformers' `Trainer` with work on the device, finite checks and checkpoints that are whole."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+from transformers import PreTrainedModel, PrinterCallback, Trainer
+
+from almosaic.data import draws
+from almosaic.errors import AlmosaicError
+from almosaic.training import checkpoints
+from almosaic.training.callbacks import (
+    EpochCallback,
+    FiniteCallback,
+    Interrupted,
+    ProgressCallback,
+    StepCallback,
+    StopCallback,
+)
+from almosaic.training.optim import OptimSettings, parameter_groups, rate_factor, training_arguments
+
+Batch = dict[str, Any]
+
+
+class EpochOrder(Sampler[int]):
+    """The rows in an order that depends on (seed, stage, epoch) alone, so that a resumed run and any number of
+    workers or processes see the same batches."""
+
+    def __init__(self, rows: int, seed: int, stage: str) -> None:
+        self.rows = rows
+        self.key = (seed, stage, "order")
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of one epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __iter__(self) -> Iterator[int]:
+        yield from draws.generator(*self.key, self.epoch).permutation(self.rows).tolist()
+
+
+class AlmosaicTrainer(Trainer):  # type: ignore[misc]
+    """Trains one model for one stage.
+
+    `prepare(batch, epoch)` runs on the device, without gradients and outside autocast, right before the model; it may
+    add `metrics`, which are logged as the model's own are.
+    `after_step(progress)` runs after each optimizer step. `parts` maps part names to parameter prefixes.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        settings: OptimSettings,
+        dataset: Any,
+        collator: Callable[[list[Any]], Batch],
+        *,
+        folder: Path,
+        seed: int,
+        stage: str,
+        parts: Mapping[str, str],
+        prepare: Callable[[Batch, int], Batch] | None = None,
+        after_step: Callable[[float], None] | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        arguments = training_arguments(settings, folder, draws.key(seed, stage) % 2**31)
+        if drop_last and len(dataset) < settings.batch_size:
+            raise AlmosaicError(
+                f"stage {stage}: batch_size {settings.batch_size} is larger than the {len(dataset)} clips; "
+                f"set batch_size to {len(dataset)} or less"
+            )
+        self.settings, self.parts, self.prepare = settings, parts, prepare
+        self.folder, self.drop_last = folder, drop_last
+        self.order = EpochOrder(len(dataset), seed, stage)
+        self.epochs = EpochCallback(self.order, dataset)
+        self.progress, self.stop, self.finite = ProgressCallback(stage), StopCallback(), FiniteCallback(stage)
+        self.metric_sums: dict[str, tuple[torch.Tensor, int]] = {}
+        self.saving_to: Path | None = None
+        callbacks = [self.epochs, self.finite, self.progress, self.stop]
+        if after_step is not None:
+            callbacks.append(StepCallback(after_step))
+        super().__init__(model, arguments, data_collator=collator, train_dataset=dataset, callbacks=callbacks)
+        self.remove_callback(PrinterCallback)
+
+    def run(self, resume: bool) -> None:
+        """Train to the end, from the last whole checkpoint if `resume`.
+
+        Raises:
+            Interrupted: stopped by the user, with a checkpoint saved.
+            AlmosaicError: loss or gradients became non-finite, or a checkpoint could not be written or read.
+        """
+        found = checkpoints.latest_checkpoint(self.folder) if resume else None
+        if found and checkpoints.is_final(found):
+            self._load_from_checkpoint(str(found))
+            return
+        try:
+            with self.stop:
+                self.train(resume_from_checkpoint=str(found) if found else None)
+        finally:
+            self.progress.close()
+        if self.stop.stopped:
+            raise Interrupted(
+                f"stopped at step {self.state.global_step} of {self.state.max_steps}; "
+                f"checkpoint saved in {self.folder}; run the same command with --resume to go on"
+            )
+        if self.args.should_save:
+            checkpoints.write_json(self.folder / "training_log.json", self.state.log_history)
+
+    def on_main(self, write: Callable[[], None]) -> None:
+        """Let the main process write while the others wait."""
+        if self.args.should_save:
+            write()
+        self.accelerator.wait_for_everyone()
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The loader over the rows in this trainer's own order."""
+        loader: DataLoader[Any] = DataLoader(
+            self.train_dataset,
+            batch_size=self.args.per_device_train_batch_size,
+            sampler=self.order,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            drop_last=self.drop_last,
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The library's optimizer over our parameter groups."""
+        if self.optimizer is None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            groups = parameter_groups(self.model if model is None else model, self.settings, self.parts)
+            self.optimizer = kind(groups, **options)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Our learning-rate curve."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                self.optimizer if optimizer is None else optimizer,
+                lambda step: rate_factor(self.settings, step, num_training_steps),
+            )
+        return self.lr_scheduler
+
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        inputs = super()._prepare_inputs(inputs)
+        if self.prepare is None:
+            return inputs
+        with torch.no_grad(), torch.autocast(self.args.device.type, enabled=False):
+            inputs = self.prepare(inputs, self.epochs.epoch)
+        self._note(inputs.pop("metrics", {}))
+        return inputs
+
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The model's own loss; its `metrics` are kept for the next log line."""
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch=num_items_in_batch)
+        self.finite.losses.append(loss.detach())
+        self._note(outputs.get("metrics") or {})
+        return (loss, outputs) if return_outputs else loss
+
+    def _note(self, metrics: Mapping[str, torch.Tensor]) -> None:
+        for name, value in metrics.items():
+            total, count = self.metric_sums.get(name, (torch.zeros((), device=value.device), 0))
+            self.metric_sums[name] = (total + value.detach().float(), count + 1)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the loss together with the model's metrics, averaged over the steps and processes since the last line."""
+        if "loss" in logs:
+            for name, (total, count) in sorted(self.metric_sums.items()):
+                logs[name] = self.accelerator.reduce(total / count, "mean").item()
+            self.metric_sums = {}
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """Not estimated: the library's formula is for text."""
+        return 0
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.saving_to or self.folder)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        path = self.folder / f"checkpoint-{self.state.global_step}"
+        main = self.args.should_save
+        temporary = path.with_name(f"tmp-{path.name}")
+        with checkpoints.whole_folder(path, path.name) if main else nullcontext(temporary) as self.saving_to:
+            super()._save_checkpoint(model, trial)
+            (temporary / path.name / "training_args.bin").unlink(
+                missing_ok=True
+            )  # a pickle that nothing reads
+            self.accelerator.wait_for_everyone()
+        self.saving_to = None
+        self.accelerator.wait_for_everyone()
+        if main:
+            checkpoints.remove_old(self.folder, self.settings.keep_checkpoints)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            checkpoints.load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
