@@ -1,25 +1,24 @@
-"""Use of a trained model: load it, embed clips, answer questions in batches, stream one answer."""
+"""Use of a trained model: embed clips, answer questions in batches, stream one answer."""
 
-import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from torch import Tensor
-from transformers import AutoProcessor, StoppingCriteria, TextIteratorStreamer
+from transformers import StoppingCriteria, TextIteratorStreamer
 
-from almosaic.alm import AlmosaicConfig, AlmosaicForConditionalGeneration, load_partial
 from almosaic.alm.processing import Encoded
 from almosaic.audio import AudioSource, load_audio
 from almosaic.encoder import AudioMosaicModel
 from almosaic.errors import AlmosaicError
 from almosaic.features import AudioMosaicFeatureExtractor, frames_of
+from almosaic.loading import load_model as load_model
 from almosaic.settings import Settings
 
 Conversation = Mapping[str, Any]
@@ -55,74 +54,6 @@ class SamplingSettings(Settings):
         """Arguments of the library's `generate`; None switches off what a language model brings."""
         chosen = (self.temperature, self.top_p, self.top_k)
         return {"do_sample": any(value is not None for value in chosen), **self.model_dump(exclude={"seed"})}
-
-
-def load_model(
-    folder: str | Path,
-    *,
-    kind: Literal["alm", "pretrain"] | None = None,
-    device: str | torch.device | None = None,
-) -> tuple[Any, Any]:
-    """Model and processor of a model folder, or of the last stage of a run folder, ready for use.
-
-    Args:
-        folder: an audio-language model, with or without its frozen language model, or an encoder (whose
-            processor is its feature extractor), or a run folder.
-        kind: which stages of a run count; None = both.
-        device: where to put it; None = the GPU when there is one.
-
-    Raises:
-        AlmosaicError: the folder holds no model that can be loaded.
-    """
-    folder = model_folder(folder, kind)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        if _model_type(folder) == "audiomosaic":
-            encoder = AudioMosaicModel.from_pretrained(folder)
-            return encoder.to(device).eval(), AudioMosaicFeatureExtractor.from_pretrained(folder)
-        config = AlmosaicConfig.from_pretrained(folder)
-        load = (
-            AlmosaicForConditionalGeneration.from_pretrained
-            if config.language_model_source is None
-            else load_partial
-        )
-        return load(folder).to(device).eval(), AutoProcessor.from_pretrained(folder)
-    except OSError as error:
-        raise AlmosaicError(
-            f"{folder} is incomplete: {' '.join(str(error).split())}; restore or retrain it"
-        ) from error
-
-
-def model_folder(folder: str | Path, kind: Literal["alm", "pretrain"] | None = None) -> Path:
-    """The folder itself when it holds a model, else that of the last stage of the run, else AlmosaicError."""
-    folder = Path(folder)
-    if (folder / "config.json").is_file():
-        return folder
-    if not folder.is_dir():
-        raise AlmosaicError(f"{folder} is not a folder; give a model folder or a run folder")
-    wanted = ("alm", "pretrain") if kind is None else (kind,)
-    stages: list[tuple[int, Path]] = []
-    for note in folder.glob("stages/*/stage.json"):
-        stage = json.loads(note.read_text(encoding="utf-8"))
-        model = note.parent / "model"
-        if stage["kind"] in wanted and (model / "config.json").is_file():
-            stages.append((int(stage["order"]), model))
-    if not stages:
-        raise AlmosaicError(
-            f"{folder} holds neither config.json nor a finished stage of kind {' or '.join(wanted)}; "
-            "give a model folder, or a run whose training has finished"
-        )
-    return max(stages)[1]
-
-
-def _model_type(folder: Path) -> str:
-    found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if found not in ("audiomosaic", "almosaic"):
-        raise AlmosaicError(
-            f"{folder} holds a model of type {found}; expected audiomosaic (an encoder) or almosaic; "
-            "give another folder"
-        )
-    return str(found)
 
 
 def embed(

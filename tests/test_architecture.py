@@ -20,7 +20,7 @@ FLOORS = {
     "audio": 0, "masking": 0, "evaluation.metrics": 0, "data.manifest": 0, "data.draws": 0,
     "features": 1, "encoder": 1, "scenes": 1,
     "objectives": 2, "alm": 2, "data": 2, "auto": 2,
-    "inference": 3, "feature_cache": 3, "export": 3,
+    "loading": 3, "inference": 3, "feature_cache": 3, "export": 3,
     "training": 4, "evaluation": 4,
     "recipe": 5, "recipe_errors": 5, "curriculum": 5,
     "run": 6, "stages": 6, "outputs": 6, "cli": 6, "__main__": 6,

@@ -1,0 +1,131 @@
+"""From a run to a standard Hugging Face folder: whole weights, processor and a model card."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from almosaic.alm import AlmosaicForConditionalGeneration
+from almosaic.alm.tuning import merge_adapters
+from almosaic.errors import AlmosaicError
+from almosaic.loading import load_model, model_folder
+
+
+def export(run_or_model: str | Path, out: str | Path, merge: bool = True) -> Path:
+    """Write a full checkpoint that the Auto classes load with equal logits, and a README.md.
+
+    Args:
+        run_or_model: a run folder (its last stage), or a model folder; encoders too.
+        out: a new or empty folder.
+        merge: add LoRA adapters to the weights; otherwise they stay beside them.
+
+    Returns:
+        `out`.
+
+    Raises:
+        AlmosaicError: no model to export, or `out` is not empty.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise AlmosaicError(f"{out} exists and is not an empty folder; choose another or clear it")
+    folder = model_folder(run_or_model)
+    model, processor = load_model(folder, device="cpu")
+    if merge and isinstance(model, AlmosaicForConditionalGeneration):
+        merge_adapters(model)
+    save_full(model, processor, out)
+    (out / "README.md").write_text(model_card(model, _run_of(folder)), encoding="utf-8")
+    return out
+
+
+def save_full(model: Any, processor: Any, out: str | Path) -> None:
+    """Write all weights, frozen ones included, and the processor."""
+    left_out = model._keys_to_ignore_on_save
+    model._keys_to_ignore_on_save = set()
+    try:
+        model.save_pretrained(out)
+    finally:
+        model._keys_to_ignore_on_save = left_out
+    processor.save_pretrained(out)
+
+
+def model_card(model: Any, run: Path | None) -> str:
+    """A model card: how to load it, what it is made of, and the recipe and scores of `run` where there are any."""
+    listens = isinstance(model, AlmosaicForConditionalGeneration)
+    sections = [_front_matter(listens), _usage(listens), "## Parts\n\n" + _parts(model, listens)]
+    if run is not None and (scores := _read(run / "results.json")):
+        table = _score_table(json.loads(scores))
+        sections.append(f"## Scores\n\nAs the run measured them, controls included.\n\n{table}")
+    if run is not None and (recipe := _read(run / "recipe.yaml")):
+        sections.append(f"## Recipe\n\n```yaml\n{recipe.strip()}\n```")
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(listens: bool) -> str:
+    task = "audio-text-to-text" if listens else "feature-extraction"
+    kind = "An audio-language model" if listens else "An audio encoder"
+    return (
+        f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags:\n- almosaic\n- audio\n---\n\n"
+        f"# {kind} trained with almosaic"
+    )
+
+
+def _usage(listens: bool) -> str:
+    if listens:
+        code = (
+            "from almosaic import generate, load_model\n\n"
+            'model, processor = load_model("path/to/this/folder")\n'
+            'ask = [{"type": "audio"}, {"type": "text", "text": "What do you hear?"}]\n'
+            'row = {"messages": [{"role": "user", "content": ask}], "audios": ["clip.wav"]}\n'
+            'print(next(generate(model, processor, [row]))["prediction"])'
+        )
+    else:
+        code = (
+            "from almosaic import embed, load_model\n\n"
+            'model, front_end = load_model("path/to/this/folder")\n'
+            'for name, vector in embed(model, ["clip.wav"], feature_extractor=front_end):\n'
+            "    print(name, vector.shape)"
+        )
+    return f"```python\n{code}\n```"
+
+
+def _parts(model: Any, listens: bool) -> str:
+    tower = model.config.audio_config if listens else model.config
+    lines = [
+        f"- audio encoder: {tower.num_hidden_layers} blocks of width {tower.hidden_size}, "
+        f"windows of {tower.window_frames} frames"
+    ]
+    if listens:
+        config = model.config
+        lines.append(f"- projector: {config.projector['name']}, {config.queries} audio tokens per window")
+        lines.append(
+            f"- language model: {config.text_config.model_type}, width {config.text_config.hidden_size}"
+        )
+        if config.lora is not None:
+            lines.append(f"- LoRA adapters of rank {config.lora['rank']}, not merged")
+    lines.append(f"- {model.num_parameters():,} parameters")
+    return "\n".join(lines)
+
+
+def _score_table(results: dict[str, Any]) -> str:
+    rows = [f"| {name} | {value} |" for name, value in _flat(results)]
+    return "\n".join(["| measure | value |", "|---|---|", *rows])
+
+
+def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
+    """Numbers of nested results as (dotted name, text)."""
+    if isinstance(value, dict):
+        return [pair for key, inner in value.items() for pair in _flat(inner, f"{name}.{key}".strip("."))]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return []
+    return [(name, f"{value:.4g}" if isinstance(value, float) else str(value))]
+
+
+def _run_of(folder: Path) -> Path | None:
+    """The run that a model folder belongs to: `run/stages/id/model`, or a run of one stage `run/model`."""
+    for parent in folder.resolve().parents[:3]:
+        if (parent / "recipe.yaml").is_file():
+            return parent
+    return None
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
