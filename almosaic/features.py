@@ -23,6 +23,8 @@ NUM_MEL_BINS = 128
 _FFT_SAMPLES = 512
 _PREEMPHASIS = 0.97
 _LOW_HZ, _HIGH_HZ = 20.0, 8000.0
+_POWER_FLOOR = torch.finfo(torch.float32).eps
+LOG_FLOOR = math.log(_POWER_FLOOR)
 # A CPU is three times faster when a chunk fits its cache; elsewhere the chunk only bounds memory.
 _CPU_CHUNK_SAMPLES = 200_000
 _DEVICE_CHUNK_SAMPLES = 20_000_000
@@ -121,7 +123,7 @@ def _fbank_chunk(waveforms: Tensor, lengths: Tensor, num_mel_bins: int) -> Tenso
     frames = (frames - _PREEMPHASIS * previous) * _window(device)
     spectrum = torch.fft.rfft(frames, _FFT_SAMPLES)
     power = spectrum.real.square() + spectrum.imag.square()
-    log_mel = (power @ _mel_bank(num_mel_bins, device)).clamp_min(torch.finfo(torch.float32).eps).log()
+    log_mel = (power @ _mel_bank(num_mel_bins, device)).clamp_min(_POWER_FLOOR).log()
     own_frames = torch.arange(log_mel.shape[1], device=device) < _frames_of(lengths)[:, None]
     return torch.where(own_frames[..., None], log_mel, 0.0)
 
@@ -150,6 +152,17 @@ def _mel_bank(num_mel_bins: int, device: torch.device) -> Tensor:
         )
         weights[-1] = 0.0
         return weights.float().to(device)
+
+
+@lru_cache(maxsize=8)
+def white_noise_log_mel(num_mel_bins: int, device: torch.device) -> Tensor:
+    """Return the log of the mean mel power [F] that white noise of unit variance has in this front end."""
+    with torch.inference_mode(False):
+        angle = torch.arange(_FFT_SAMPLES // 2 + 1, device=device) * (2.0 * math.pi / _FFT_SAMPLES)
+        window = _window(device)
+        same, next_to = window.square().sum(), (window[1:] * window[:-1]).sum()
+        power = (1.0 + _PREEMPHASIS**2) * same - 2.0 * _PREEMPHASIS * next_to * angle.cos()
+        return (power @ _mel_bank(num_mel_bins, device)).clamp_min(_POWER_FLOOR).log()
 
 
 class AudioMosaicFeatureExtractor(SequenceFeatureExtractor):  # type: ignore[misc]
