@@ -7,10 +7,11 @@ of records, so that it can be tried with made-up answers and applied to records 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
 from almosaic.audio import SAMPLING_RATE
 from almosaic.data.formats import question
@@ -28,8 +29,8 @@ from almosaic.evaluation.controls import (
 from almosaic.inference import generate
 from almosaic.scenes.bank import Bank
 from almosaic.scenes.compose import render
-from almosaic.scenes.questions import TEMPLATES, Question, is_correct, twin_pairs
-from almosaic.scenes.scene import Scene, SceneSettings
+from almosaic.scenes.questions import Question, chance, is_correct, oracle, twin_pairs
+from almosaic.scenes.scene import TEMPLATES, Scene, SceneSettings, Template
 from almosaic.settings import Settings
 
 
@@ -40,14 +41,23 @@ class QuestionAnsweringSettings(Settings):
     """
 
     name: Literal["question_answering"] = "question_answering"
-    templates: tuple[str, ...] = tuple(TEMPLATES)
-    headline: tuple[str, ...] = ()
-    pairs_per_template: int = 100
+    templates: tuple[Template, ...] = TEMPLATES
+    headline: tuple[Template, ...] = ()
+    pairs_per_template: int = Field(default=100, ge=1)
     split: str = "test"
     seed: int = 0
     wordings: Literal["seen", "heldout", "both"] = "heldout"
-    batch_size: int = 16
-    max_new_tokens: int = 16
+    batch_size: int = Field(default=16, ge=1)
+    max_new_tokens: int = Field(default=16, ge=1)
+
+    @model_validator(mode="after")
+    def _headline_is_asked(self) -> Self:
+        missing = [name for name in self.headline if name not in self.templates]
+        if missing or not self.templates:
+            raise ValueError(
+                f"expected headline templates among {', '.join(self.templates)}, found {missing}"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -59,20 +69,15 @@ class Asked:
     side: int
     question: Question
     scene: Scene
+    chance: float
 
 
 def plan(bank: Bank, scene_settings: SceneSettings, settings: QuestionAnsweringSettings) -> list[Asked]:
-    """The questions of an evaluation, template by template; the same for the same settings.
-
-    Raises:
-        AlmosaicError: An unknown template, or a headline template that is not asked.
-    """
-    for names, known in ((settings.templates, tuple(TEMPLATES)), (settings.headline, settings.templates)):
-        if unknown := [name for name in names if name not in known]:
-            raise AlmosaicError(f"unknown question template {unknown[0]!r}; choose from {', '.join(known)}")
+    """The questions of an evaluation, template by template; the same for the same settings."""
     asked: list[Asked] = []
     for template in settings.templates:
-        pairs = twin_pairs(
+        guessing = chance(template, bank, scene_settings)
+        for pair in twin_pairs(
             bank,
             scene_settings,
             template,
@@ -80,10 +85,9 @@ def plan(bank: Bank, scene_settings: SceneSettings, settings: QuestionAnsweringS
             split=settings.split,
             seed=settings.seed,
             wordings=settings.wordings,
-        )
-        for pair in pairs:
+        ):
             for side, (text, scene) in enumerate(zip(pair.questions, pair.scenes, strict=True)):
-                asked.append(Asked(f"{pair.pair_id}-{side}", pair.pair_id, side, text, scene))
+                asked.append(Asked(f"{pair.pair_id}-{side}", pair.pair_id, side, text, scene, guessing))
     return asked
 
 
@@ -107,7 +111,7 @@ def run(
 
     Returns:
         Prediction records (`id, pair_id, side, template, question, answer, options, prediction, condition,
-        correct, wording, label_pair`), those of the label oracle among them.
+        correct, chance, wording, label_pair`), those of the label oracle among them.
     """
     asked = plan(bank, scene_settings, settings)
     records: list[dict[str, Any]] = []
@@ -173,21 +177,23 @@ def record(item: Asked, condition: str, prediction: str, bank: Bank) -> dict[str
         "prediction": prediction,
         "condition": condition,
         "correct": is_correct(asked.answer, prediction, bank),
+        "chance": item.chance,
         "wording": asked.wording,
         "label_pair": asked.label_pair,
     }
 
 
 def oracle_records(asked: Sequence[Asked], bank: Bank) -> list[dict[str, Any]]:
-    """The right answers through the scorer: correct when it takes the own answer and refuses the twin's."""
+    """Answers computed from the scene records, and scored as a model's: all must be right.
+
+    One is right when the scorer takes it and refuses the twin's answer.
+    """
     answers = {(item.pair_id, item.side): item.question.answer for item in asked}
     records = []
     for item in asked:
-        own = record(item, ORACLE, item.question.answer, bank)
-        twin_answer = answers[item.pair_id, 1 - item.side]
-        records.append(
-            {**own, "correct": own["correct"] and not is_correct(item.question.answer, twin_answer, bank)}
-        )
+        own = record(item, ORACLE, oracle(item.scene, item.question, bank) or "", bank)
+        fooled = is_correct(item.question.answer, answers[item.pair_id, 1 - item.side], bank)
+        records.append({**own, "correct": own["correct"] and not fooled})
     return records
 
 
@@ -199,18 +205,22 @@ def score(records: Sequence[Record], headline: Sequence[str] = ()) -> dict[str, 
         headline: Templates whose mean is reported first; empty = all.
 
     Returns:
-        `questions, pairs, templates {name: {condition: {accuracy, pair_accuracy}, pairs, gap}}`, `mean` (the
-        same over templates), `gap` (over the headline templates), `gap_all`, `headline`, `wording` and
-        `label_pair` (seen and heldout apart, with audio), `label_oracle`.
+        `questions, pairs, templates {name: {condition: {accuracy, pair_accuracy}, pairs, chance, gap}}`,
+        `mean` (the same over templates), `gap` (of the headline templates), `gap_all`, `headline`, `wording`
+        and `label_pair` (seen and heldout apart, with audio), `label_oracle`.
     """
     conditions = conditions_of(records)
     tables = pair_table(records)
+    chances = {record["template"]: record.get("chance") for record in records}
     templates: dict[str, Any] = {}
     for template, table in tables.items():
         columns = zip(conditions, table.T, strict=True)
         templates[template] = {condition: _accuracies(right) for condition, right in columns}
-        templates[template]["pairs"] = len(table)
-        templates[template]["gap"] = listening_gap(records, [template])
+        templates[template] |= {
+            "pairs": len(table),
+            "chance": chances[template],
+            "gap": listening_gap(records, [template]),
+        }
     mean = {
         condition: {
             measure: float(np.mean([templates[template][condition][measure] for template in tables]))
