@@ -1,6 +1,7 @@
 """Conversations about composed scenes: a fresh question or caption for each scene in each epoch, heard or read."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -15,9 +16,16 @@ from almosaic.data.prompts import CAPTION_PROMPTS, TIMELINE_PROMPTS
 from almosaic.errors import AlmosaicError
 from almosaic.scenes.bank import Bank
 from almosaic.scenes.captions import captions, timeline
-from almosaic.scenes.compose import Scene
-from almosaic.scenes.questions import TEMPLATES, ask
+from almosaic.scenes.compose import Scene, ScenePool, SceneSettings, scene_pool
+from almosaic.scenes.questions import ask
+from almosaic.scenes.scene import TEMPLATES, Template
 from almosaic.settings import Settings
+
+
+@lru_cache(maxsize=4)
+def training_pool(bank: Bank, scenes: SceneSettings, count: int, seed: int) -> ScenePool:
+    """Scenes of the split "train"; stages of one run that ask for the same ones share the composed records."""
+    return scene_pool(bank, scenes, "train", count, seed)
 
 
 class SceneChatSettings(Settings):
@@ -25,7 +33,7 @@ class SceneChatSettings(Settings):
 
     Args:
         scenes: scenes in the pool; one pass over them is an epoch.
-        templates: names of question templates, or weights by name.
+        templates: names of question templates, or weights by name; None = those the scenes are composed for.
         captions: share of the rows that ask for a caption.
         timelines: share of the rows that ask for the timeline.
         slots: words of a timeline.
@@ -33,7 +41,7 @@ class SceneChatSettings(Settings):
 
     name: Literal["scenes"] = "scenes"
     scenes: int = Field(default=6000, ge=1)
-    templates: tuple[str, ...] | dict[str, float] = ("presence", "first", "choice", "count")
+    templates: tuple[Template, ...] | dict[Template, float] | None = None
     captions: float = Field(default=0.15, ge=0, le=1)
     timelines: float = Field(default=0.0, ge=0, le=1)
     slots: int = Field(default=32, ge=2)
@@ -55,16 +63,21 @@ class SceneChatDataset(Dataset[Conversation]):
     What is asked depends on (seed, epoch, scene) alone.
     """
 
-    def __init__(self, pool: Sequence[Scene], bank: Bank, settings: SceneChatSettings, seed: int) -> None:
+    def __init__(
+        self,
+        pool: Sequence[Scene],
+        bank: Bank,
+        settings: SceneChatSettings,
+        seed: int,
+        templates: Sequence[Template] = TEMPLATES,
+    ) -> None:
         self.pool, self.bank, self.settings, self.seed = pool, bank, settings, seed
         self.source = SceneClips(pool, bank)
         self.epoch = 0
-        weights = settings.templates
-        self.weights = dict(weights) if isinstance(weights, Mapping) else dict.fromkeys(weights, 1.0)
-        if unknown := sorted(self.weights.keys() - set(TEMPLATES)):
-            raise AlmosaicError(
-                f"no question template {unknown[0]!r}; the templates are {', '.join(TEMPLATES)}"
-            )
+        weights = templates if settings.templates is None else settings.templates
+        self.weights: dict[Template, float] = (
+            dict(weights) if isinstance(weights, Mapping) else dict.fromkeys(weights, 1.0)
+        )
         if not self.weights and settings.captions + settings.timelines < 1:
             raise AlmosaicError(
                 "no templates are given and captions + timelines are below 1; give one of them"
