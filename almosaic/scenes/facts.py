@@ -73,10 +73,10 @@ def compare_facts(reference: Facts, candidate: Facts) -> dict[str, float | None]
     """Score the facts of a caption against those of a scene.
 
     Returns:
-        `precision`, `recall` and `f1` of the labels; `order`: 1.0 if the common labels that do not overlap come
-        in the right order, None below two of them; `count`: 1.0 if every common label has the right count, None
-        without common labels; `overlap`: 1.0 if exactly the right pairs are claimed to sound together, None when
-        the caption does not name two sounds of the scene.
+        `precision`, `recall` and `f1` of the labels; `order`: 1.0 if the common labels that do not overlap
+        come in the right order, None below two of them; `count`: 1.0 if every common label has the right
+        count, None without common labels; `overlap`: 1.0 if exactly the right pairs are claimed to sound
+        together, None when the caption does not name two sounds of the scene.
     """
     common = reference.labels & candidate.labels
     precision = len(common) / len(candidate.labels) if candidate.labels else 0.0
