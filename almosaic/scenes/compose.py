@@ -17,6 +17,18 @@ from almosaic.scenes.planner import Plan, Planner
 from almosaic.scenes.plans import next_plan
 from almosaic.scenes.scene import RECIPE_VERSION, Event, Scene, SceneSettings, relations
 
+__all__ = [
+    "Event",
+    "Scene",
+    "ScenePool",
+    "SceneSettings",
+    "compose",
+    "compose_plan",
+    "relations",
+    "render",
+    "scene_pool",
+]
+
 PEAK_DBFS = -1.0
 GRID_SECONDS = 0.01  # onsets stand on it
 BLOCK = 120  # scenes of a template that share one set of decks
