@@ -38,7 +38,7 @@ def test_masks_from_the_stored_noise(stored, branch, layout, ratio, view):
     ids_keep, masked = stored[f"train_{branch}_ids_keep"], stored[f"train_{branch}_mask"]
     assert torch.equal(mask.ids_keep, ids_keep.sort(1).values)
     assert torch.equal(~mask.kept, masked.bool())
-    # Theirs restores from the drawn order (of columns inside each row, for "freq"), ours from the ascending one:
+    # Theirs restores from the drawn order (for "freq", of columns inside each row), ours from ascending:
     # the place of a token differs, its side does not.
     kept, restore = ids_keep.shape[1], stored[f"train_{branch}_ids_restore"]
     their_side = restore % 16 < kept // 8 if branch == "freq" else restore < kept

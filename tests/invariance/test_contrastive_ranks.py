@@ -1,0 +1,132 @@
+"""Two processes with half of the batch each train exactly like one process with all of it."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from almosaic.encoder import AudioMosaicConfig
+from almosaic.masking import PatchMask, released_time_mask, time_mask
+from almosaic.objectives.contrastive import NTXent
+from almosaic.objectives.pretraining import AudioMosaicForPreTraining
+from almosaic.objectives.ranks import world_size
+
+ORACLE = Path(os.environ.get("ALMOSAIC_ORACLE", Path(__file__).parents[3] / "shared" / "oracle"))
+STORED = ORACLE / "audiomosaic" / "tiny_ntxent.npz"
+CLIPS, RANKS, STEPS = 6, 2, 2
+
+
+def pretraining_model():
+    torch.manual_seed(0)
+    objective = {"name": "contrastive", "projection_hidden": 16, "projection_size": 8}
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "window_frames": 64}
+    model = AudioMosaicForPreTraining(AudioMosaicConfig(**sizes, objective=objective)).train()
+    with torch.no_grad():  # a fresh CLS token is almost zero, and LayerNorm then blows rounding up
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model
+
+
+def batch(rows):
+    """The given rows of a fixed batch: two views and their masks."""
+    features = torch.from_numpy(np.random.default_rng(0).normal(size=(2, CLIPS, 64, 128)).astype(np.float32))
+    grid, generator = pretraining_model().config.grid, torch.Generator().manual_seed(1)
+    masks = [draw(grid, CLIPS, ratio=0.5, generator=generator) for draw in (time_mask, released_time_mask)]
+    return list(features[:, rows]), [
+        PatchMask(m.ids_keep[rows], m.ids_masked[rows], m.ids_restore[rows], m.valid[rows]) for m in masks
+    ]
+
+
+def train(model, rows):
+    """Plain SGD; returns the losses and the gradients of the first step."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    losses, gradients = [], {}
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        output = model(*batch(rows))
+        output.loss.backward()
+        losses.append(output.loss.detach())
+        if step == 0:
+            gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+        optimizer.step()
+    return (
+        torch.stack(losses),
+        gradients,
+        {key: value.detach().item() for key, value in output.metrics.items()},
+    )
+
+
+def one_rank(rank, folder):
+    os.environ["OMP_NUM_THREADS"] = "1"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+    assert world_size() == RANKS
+    model = pretraining_model()
+    share = slice(rank * CLIPS // RANKS, (rank + 1) * CLIPS // RANKS)
+    losses, gradients, metrics = train(DistributedDataParallel(model), share)
+    found = {"losses": losses, "gradients": gradients, "metrics": metrics, "state": model.state_dict()}
+    if STORED.exists():
+        stored = np.load(STORED)
+        rows = slice(4 * rank, 4 * rank + 4)
+        z = torch.stack([torch.from_numpy(stored[name][rows]) for name in ("z0", "z1")]).requires_grad_()
+        loss, scores = NTXent(0.1)(z)
+        loss.backward()
+        found["oracle"] = {
+            "loss": loss.item(),
+            "accuracy": scores["contrastive_accuracy"].item(),
+            "grad": z.grad,
+        }
+    torch.save(found, f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(one_rank, args=(str(folder),), nprocs=RANKS)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    model = pretraining_model()
+    assert world_size() == 1
+    losses, gradients, metrics = train(model, slice(None))
+    return {"losses": losses, "gradients": gradients, "metrics": metrics, "state": model.state_dict()}
+
+
+def test_the_mean_loss_is_the_loss_of_one_process(ranks, alone):
+    torch.testing.assert_close(torch.stack([rank["losses"] for rank in ranks]).mean(0), alone["losses"])
+    assert ranks[0]["losses"][0] != ranks[1]["losses"][0]
+    for name in ("contrastive_accuracy", "alignment"):
+        mean = sum(rank["metrics"][name] for rank in ranks) / RANKS
+        assert mean == pytest.approx(alone["metrics"][name], abs=1e-5)
+
+
+def test_gradients_after_averaging_are_those_of_one_process(ranks, alone):
+    for name, gradient in alone["gradients"].items():
+        assert gradient.abs().max() > 1e-4 or name == "objective.fc_norm.bias"
+        for rank in ranks:
+            difference = (rank["gradients"][f"module.{name}"] - gradient).abs().max()
+            assert difference < 1e-5 * max(1.0, gradient.abs().max()), name
+
+
+def test_weights_and_batch_norm_statistics_agree_after_training(ranks, alone):
+    for rank in ranks:
+        torch.testing.assert_close(rank["state"], alone["state"], atol=2e-6, rtol=1e-4)
+    assert alone["state"]["objective.projector.1.num_batches_tracked"] == 2 * STEPS
+
+
+@pytest.mark.skipif(not STORED.exists(), reason=f"no oracle at {STORED}; set ALMOSAIC_ORACLE")
+def test_each_rank_equals_the_released_code(ranks):
+    stored = np.load(STORED)
+    for i, rank in enumerate(ranks):
+        prefix = f"ddp2_rank{i}_"
+        assert rank["oracle"]["loss"] == pytest.approx(float(stored[f"{prefix}loss_tau0.1"]), rel=1e-5)
+        assert rank["oracle"]["accuracy"] == pytest.approx(float(stored[f"{prefix}acc_tau0.1"]))
+        for view in (0, 1):
+            expected = stored[f"{prefix}grad_z{view}_tau0.1"]
+            np.testing.assert_allclose(rank["oracle"]["grad"][view], expected, atol=1e-6, rtol=1e-4)
