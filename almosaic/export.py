@@ -1,6 +1,7 @@
 """From a run to a standard Hugging Face folder: whole weights, processor and a model card."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,12 @@ def export(run_or_model: str | Path, out: str | Path, merge: bool = True) -> Pat
     model, processor = load_model(folder, device="cpu")
     if merge and isinstance(model, AlmosaicForConditionalGeneration):
         merge_adapters(model)
-    save_full(model, processor, out)
-    (out / "README.md").write_text(model_card(model, _run_of(folder)), encoding="utf-8")
+    # Under another name until it is whole: a full disk or a key press leaves no folder that looks finished.
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_full(model, processor, partial)
+    (partial / "README.md").write_text(model_card(model, _run_of(folder)), encoding="utf-8")
+    partial.replace(out)
     return out
 
 
@@ -48,7 +53,7 @@ def save_full(model: Any, processor: Any, out: str | Path) -> None:
 
 
 def model_card(model: Any, run: Path | None) -> str:
-    """A model card: how to load it, what it is made of, and the recipe and scores of `run` where there are any."""
+    """A model card: how to load it, its parts, and the scores and recipe of `run` where there are any."""
     listens = isinstance(model, AlmosaicForConditionalGeneration)
     sections = [_front_matter(listens), _usage(listens), "## Parts\n\n" + _parts(model, listens)]
     if run is not None and (scores := _read(run / "results.json")):

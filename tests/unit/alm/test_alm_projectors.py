@@ -1,0 +1,74 @@
+"""Projectors: shapes, what each token hears, scale, gradient checkpointing."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from almosaic.alm.projectors import (
+    MLPProjectorSettings,
+    QFormerProjectorSettings,
+    build_projector,
+    projector_settings,
+)
+from almosaic.errors import AlmosaicError
+
+SETTINGS = [MLPProjectorSettings(queries=4), QFormerProjectorSettings(queries=4, hidden_size=16, heads=2)]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: settings.name)
+def test_windows_become_q_tokens_of_the_wanted_scale(settings):
+    projector = build_projector(settings, 24, 40)
+    projector.set_output_scale(0.02)
+    tokens = projector(torch.randn(3, 8, 2, 24))
+    assert tokens.shape == (3, 4, 40)
+    assert tokens.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: settings.name)
+def test_a_window_does_not_hear_its_neighbours(settings):
+    projector = build_projector(settings, 24, 40).eval()
+    windows = torch.randn(3, 8, 2, 24)
+    assert torch.allclose(projector(windows)[1:2], projector(windows[1:2]), atol=1e-6)
+
+
+def test_mlp_token_q_hears_its_share_of_time_and_every_frequency():
+    projector = build_projector(MLPProjectorSettings(queries=4), 24, 40)
+    tokens = torch.randn(1, 8, 2, 24)
+    before = projector(tokens)
+    tokens[0, 5, 1, 0] += 1.0
+    changed = (projector(tokens) - before).abs().amax(-1)[0] > 1e-6
+    assert changed.tolist() == [False, False, True, False]
+
+
+def test_mlp_pools_a_time_axis_that_does_not_divide():
+    projector = build_projector(MLPProjectorSettings(queries=3, hidden_size=8), 24, 40)
+    assert projector(torch.randn(1, 8, 2, 24)).shape == (1, 3, 40)
+
+
+def test_mlp_refuses_more_queries_than_time_patches():
+    with pytest.raises(AlmosaicError, match="9 tokens but a window has 8 time patches"):
+        build_projector(MLPProjectorSettings(queries=9), 24, 40)(torch.randn(1, 8, 2, 24))
+
+
+def test_every_qformer_block_listens():
+    projector = build_projector(
+        QFormerProjectorSettings(queries=2, hidden_size=16, layers=3, heads=2), 24, 40
+    )
+    projector(torch.randn(2, 8, 2, 24)).square().sum().backward()
+    silent = [name for name, parameter in projector.named_parameters() if parameter.grad is None]
+    assert not silent
+    assert (
+        sum("crossattention.attention.value.weight" in name for name, _ in projector.named_parameters()) == 3
+    )
+
+
+def test_qformer_heads_must_divide_its_width():
+    with pytest.raises(AlmosaicError, match="hidden_size 10 does not divide into 4 heads"):
+        build_projector(QFormerProjectorSettings(hidden_size=10), 24, 40)
+
+
+def test_settings_survive_a_saved_configuration_and_refuse_unknown_keys():
+    for settings in SETTINGS:
+        assert projector_settings(settings.model_dump()) == settings
+    with pytest.raises(ValidationError):
+        projector_settings({"name": "mlp", "layers": 2})
