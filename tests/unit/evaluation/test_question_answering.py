@@ -31,7 +31,7 @@ SETTINGS = QuestionAnsweringSettings(templates=("presence", "first", "count"), p
 
 @pytest.fixture(scope="module")
 def bank():
-    return open_bank(SyntheticBank(clips_per_kind=2), "test")
+    return open_bank(SyntheticBank(clips_per_kind=4), "test")
 
 
 @pytest.fixture(scope="module")
