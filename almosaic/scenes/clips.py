@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,11 @@ class Excerpt:
     sliding: bool
 
 
+def is_heldout(first: str, second: str) -> bool:
+    """One pair of labels in five is kept out of training, the same on every machine."""
+    return crc32("|".join(sorted((first, second))).encode()) % 5 == 0
+
+
 class Bank:
     """Clips by label, what can be cut from them, and their waveforms [S] at 16 kHz."""
 
@@ -86,6 +92,12 @@ class Bank:
         self.labels = tuple(self.classes)
         self.by_id = {clip.id: clip for clip in self.clips}
         self.label_of_phrase = _label_of_phrase(self.classes.values())
+        # Beside which labels a label can be claimed to be absent: other groups, nothing easily taken for it.
+        self.apart = {label: self._apart_from(label) for label in self.labels}
+        self.apart_in_training = {
+            label: frozenset(other for other in others if not is_heldout(label, other))
+            for label, others in self.apart.items()
+        }
         self._load = load
         self._cache: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         self._cached_bytes = 0
@@ -106,6 +118,20 @@ class Bank:
         while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
             self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
         return audio
+
+    def confusable(self, label: str, other: str) -> bool:
+        """Whether one of the two is listed as easily taken for the other."""
+        return label in self.classes[other].confusable_with or other in self.classes[label].confusable_with
+
+    def _apart_from(self, label: str) -> frozenset[str]:
+        kind = self.classes[label]
+        return frozenset(
+            other
+            for other in self.labels
+            if not kind.background_prone
+            and kind.group != self.classes[other].group
+            and not self.confusable(label, other)
+        )
 
     def subset(self, split: str | None = None, folds: Collection[str | int] | None = None) -> "Bank":
         """The clips of one split and / or of some folds.

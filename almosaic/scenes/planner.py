@@ -3,11 +3,10 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from zlib import crc32
 
 import numpy as np
 
-from almosaic.scenes.clips import Bank, Use
+from almosaic.scenes.clips import Bank, Use, is_heldout
 from almosaic.scenes.decks import Deck, number_pairs
 from almosaic.scenes.scene import SceneSettings, Template
 
@@ -45,11 +44,6 @@ class Plan:
     cast: tuple[Sound, ...]
     twins: tuple[tuple[Place, ...], tuple[Place, ...]]
     same_excerpt: bool = False  # members of one label are the same recording
-
-
-def is_heldout(first: str, second: str) -> bool:
-    """One pair of labels in five is kept out of training, the same on every machine."""
-    return crc32("|".join(sorted((first, second))).encode()) % 5 == 0
 
 
 def has_heldout_pair(labels: Iterable[str]) -> bool:
@@ -105,7 +99,7 @@ class Planner:
         """Whether the two may be the pair that is asked about."""
         return (
             label != other
-            and not confusable(self.bank, label, other)
+            and not self.bank.confusable(label, other)
             and not (self.training and is_heldout(label, other))
         )
 
@@ -114,7 +108,7 @@ class Planner:
         apart = self.settings.heldout_label_pairs
         return all(
             label != other
-            and not confusable(self.bank, label, other)
+            and not self.bank.confusable(label, other)
             and not (apart and is_heldout(label, other))
             for other in others
         )
@@ -135,16 +129,3 @@ class Planner:
         """Labels in a random order, for the wording."""
         items = list(labels)
         return tuple(items[i] for i in self.rng.permutation(len(items)))
-
-
-def confusable(bank: Bank, label: str, other: str) -> bool:
-    """Whether one of the two is listed as easily taken for the other."""
-    return label in bank.classes[other].confusable_with or other in bank.classes[label].confusable_with
-
-
-def absent(bank: Bank, label: str, present: Iterable[str]) -> bool:
-    """Whether a label can be claimed not to sound where the others do (scenes sheet, section 3, rule 3)."""
-    kind = bank.classes[label]
-    return not kind.background_prone and all(
-        kind.group != bank.classes[other].group and not confusable(bank, label, other) for other in present
-    )

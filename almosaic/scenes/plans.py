@@ -3,12 +3,11 @@
 A plan names labels only; `compose` finds clips for them and lays them out in time.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from almosaic.errors import AlmosaicError
-from almosaic.scenes.clips import Bank
-from almosaic.scenes.planner import MIN_EVENTS, Place, Plan, Planner, Sound, absent
+from almosaic.scenes.planner import MIN_EVENTS, Place, Plan, Planner, Sound
 from almosaic.scenes.scene import Template
 
 ATTEMPTS = 50
@@ -48,17 +47,16 @@ def _exchange(planner: Planner, template: Literal["presence", "choice"], fillers
     c = planner.deal(
         f"{template} two",
         sure,
-        lambda label: planner.comparable(label, x) and absent(bank, label, [x]),
+        lambda label: planner.comparable(label, x) and x in bank.apart[label],
     )
     if c is None:
         return None
-    mains = (x, c)
     cast = [x, c]
     for _ in range(fillers):
         label = planner.deal(
             f"{template} filler",
             planner.usable("any"),
-            lambda label: planner.companion(label, cast) and _leaves_absent(bank, mains, label),
+            lambda label: planner.companion(label, cast) and label in bank.apart[x] & bank.apart[c],
         )
         if label is None:
             return None
@@ -77,10 +75,6 @@ def _exchange(planner: Planner, template: Literal["presence", "choice"], fillers
     return Plan(template, asked, answers, planner.heldout((x, c)), fillers + 1, sounds, twins)
 
 
-def _leaves_absent(bank: Bank, mains: Iterable[str], filler: str) -> bool:
-    return all(absent(bank, main, [filler]) for main in mains)
-
-
 def _options(planner: Planner, cast: Sequence[str]) -> list[str] | None:
     """Two wrong options that neither twin holds."""
     options: list[str] = []
@@ -88,7 +82,9 @@ def _options(planner: Planner, cast: Sequence[str]) -> list[str] | None:
         label = planner.deal(
             "choice option",
             planner.sure(),
-            lambda label: absent(planner.bank, label, cast) and planner.companion(label, (*cast, *options)),
+            lambda label: (
+                planner.bank.apart[label].issuperset(cast) and planner.companion(label, (*cast, *options))
+            ),
         )
         if label is None:
             return None

@@ -13,10 +13,10 @@ import numpy as np
 from almosaic.data.draws import generator
 from almosaic.errors import AlmosaicError
 from almosaic.scenes.answers import answer, chance, is_correct
-from almosaic.scenes.clips import Bank
+from almosaic.scenes.clips import Bank, is_heldout
 from almosaic.scenes.compose import compose_plan
 from almosaic.scenes.decks import Deck
-from almosaic.scenes.planner import Plan, Planner, absent, confusable, is_heldout
+from almosaic.scenes.planner import MIN_EVENTS, Plan, Planner
 from almosaic.scenes.plans import next_plan
 from almosaic.scenes.scene import RECIPE_VERSION, TEMPLATES, Scene, SceneSettings, Template
 from almosaic.scenes.wordings import HELDOUT_WORDINGS, WORDINGS
@@ -171,7 +171,11 @@ def _choose_asked(
         return _exchanged(scene, bank, template, rng)
     if template in ("first", "before"):
         return _shuffled(single, rng)[:2] if len(single) >= 2 else None
-    fitting = [label for label in single if answer(scene, template, (label,), bank) is not None]
+    answers = {label: answer(scene, template, (label,), bank) for label in single}
+    if template == "half":  # sounds stand at the start of their slots: without a coin, "first" would lead
+        wanted = "first" if rng.random() < 0.5 else "second"
+        answers = {label: found for label, found in answers.items() if found == wanted}
+    fitting = [label for label, found in answers.items() if found is not None]
     return (fitting[int(rng.integers(len(fitting)))],) if fitting else None
 
 
@@ -179,35 +183,39 @@ def _exchanged(
     scene: Scene, bank: Bank, template: Template, rng: np.random.Generator
 ) -> tuple[str, ...] | None:
     """One label for presence, four for choice; labels that are never absent are never asked about."""
-    present = [label for label in scene.labels if not bank.classes[label].background_prone]
-    missing = [
-        label
-        for label in bank.labels
-        if absent(bank, label, scene.labels) and not _any_heldout(label, scene.labels)
-    ]
-    wrong = 1 if template == "presence" else 3
-    if not present or len(missing) < wrong:
+    labels = _population(scene, bank)
+    present = [label for label in scene.labels if label in labels]
+    missing = [label for label in labels if bank.apart_in_training[label].issuperset(scene.labels)]
+    if not present or len(missing) < (1 if template == "presence" else 3):
         return None
     right = present[int(rng.integers(len(present)))]
+    if template == "presence" and rng.random() < 0.5:
+        return (right,)
+    # Labels with few others to stand apart from are seldom missing; weights make up for it.
+    weights = np.array([float(len(bank.apart_in_training[label])) ** -len(scene.labels) for label in missing])
+    order = np.argsort(rng.exponential(size=len(missing)) / weights)
     if template == "presence":
-        return (right,) if rng.random() < 0.5 else (missing[int(rng.integers(len(missing)))],)
+        return (missing[order[0]],)
     options = [right]
-    for label in _shuffled(missing, rng):
-        if (
-            len(options) < 4
-            and not _any_heldout(label, options)
-            and not _any_confusable(bank, label, options)
-        ):
-            options.append(label)
+    for place in order:
+        if len(options) < 4 and all(_may_stand_beside(bank, missing[place], other) for other in options):
+            options.append(missing[place])
     return _shuffled(options, rng) if len(options) == 4 else None
 
 
-def _any_heldout(label: str, others: Sequence[str]) -> bool:
-    return any(is_heldout(label, other) for other in others)
+def _population(scene: Scene, bank: Bank) -> list[str]:
+    """The labels that scenes of this template draw from, but for those whose absence cannot be claimed."""
+    sure = [label for label in bank.labels if not bank.classes[label].background_prone]
+    if scene.template == "count":
+        events = bank.excerpts("event")
+        return [label for label in sure if len(events.get(label, ())) >= MIN_EVENTS]
+    if scene.template == "longer":
+        return [label for label in sure if bank.classes[label].kind == "texture"]
+    return sure
 
 
-def _any_confusable(bank: Bank, label: str, others: Sequence[str]) -> bool:
-    return any(confusable(bank, label, other) for other in others)
+def _may_stand_beside(bank: Bank, label: str, other: str) -> bool:
+    return not is_heldout(label, other) and not bank.confusable(label, other)
 
 
 def _shuffled(labels: Sequence[str], rng: np.random.Generator) -> tuple[str, ...]:

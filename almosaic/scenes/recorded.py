@@ -120,7 +120,7 @@ def read_classes(path: Path) -> dict[str, SoundClass]:
 
 
 def read_regions(path: Path) -> dict[str, list[Span]]:
-    """Active regions by file name, without those far below the loudest of their clip."""
+    """Active regions by file as written, without those far below the loudest of their clip."""
     regions: dict[str, list[Span]] = {}
     for number, row in _table(path, ("file", "start_s", "end_s")):
         try:
@@ -128,7 +128,7 @@ def read_regions(path: Path) -> dict[str, list[Span]]:
             below = float(row.get("below_clip_max_db") or 0.0)
         except ValueError as error:
             raise AlmosaicError(f"{path}:{number}: expected numbers in start_s and end_s: {error}") from error
-        found = regions.setdefault(Path(row["file"]).name, [])
+        found = regions.setdefault(row["file"], [])
         if below <= MAX_BELOW_DB:
             found.append(span)
     return regions
@@ -142,7 +142,7 @@ def _clip(
             f"clip {row.id!r}: expected exactly one label that the classes know, found {list(row.labels)}"
         )
     label = row.labels[0]
-    spans = regions.get(row.path.name) or [_active_span(row)]
+    spans = _regions_of(row, regions) or [_active_span(row)]
     listed = label in COUNTABLE
     events = [
         span
@@ -160,6 +160,13 @@ def _clip(
         regions=tuple(sorted(spans)),
         events=tuple(sorted(events)),
     )
+
+
+def _regions_of(row: ManifestRow, regions: dict[str, list[Span]]) -> list[Span]:
+    """Found by the path as written, or by the longest end of it that the table knows."""
+    parts = row.path.parts
+    names = [row.audio, *("/".join(parts[start:]) for start in range(1, len(parts)))]
+    return next((regions[name] for name in names if name in regions), [])
 
 
 def _active_span(row: ManifestRow) -> Span:
