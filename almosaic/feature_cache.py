@@ -28,8 +28,8 @@ FORMAT = 1
 class FeatureCache:
     """`cache[i]` is the tokens [W, Tp, Fp, D] of clip i, float16; a clip that could not be read has none.
 
-    The folder's name holds a hash of the encoder's weights, the front end, the layer and the clips, and the header
-    repeats it: a cache made for anything else is never used.
+    The folder's name holds a hash of the encoder's weights, the front end, the layer and the clips, and the
+    header repeats it: a cache made for anything else is never used.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -129,7 +129,7 @@ def _open(path: Path, key: str) -> FeatureCache | None:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path` once it is whole and on the disk; nothing stays after an error."""
+    """A temporary folder that becomes `path` once it is whole and on the disk."""
     temporary = path.with_name(f"tmp-{path.name}-{os.getpid()}")
     try:
         temporary.mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ def _writing(path: Path) -> Iterator[Path]:
         temporary.rename(path)
     except OSError as error:
         raise AlmosaicError(
-            f"cannot write features to {path} ({error.strerror}); free some space or set cache_features: false"
+            f"cannot write {path} ({error.strerror}); free some space or set cache_features: false"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Where clips come from: a manifest, composed scenes, or several of these; and what happens to the unreadable ones."""
+"""Where clips come from: files, composed scenes, or several of these; and what happens to unreadable ones."""
 
 import hashlib
 import logging
@@ -16,7 +16,8 @@ from almosaic.data import draws
 from almosaic.data.manifest import ManifestRow
 from almosaic.errors import AlmosaicError, AudioError
 from almosaic.scenes.bank import Bank
-from almosaic.scenes.compose import Scene, render
+from almosaic.scenes.compose import render
+from almosaic.scenes.scene import Scene
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -38,7 +39,7 @@ class ClipSource(Protocol):
 
 
 class FileClips:
-    """Audio files (or `data:` URIs); longer ones give a random crop that depends on (seed, epoch, clip) alone.
+    """Audio files (or `data:` URIs); long ones give a random crop that depends on (seed, epoch, clip) alone.
 
     Args:
         paths: the files.
@@ -177,7 +178,7 @@ class BadClips:
 def read_or_next(
     read: Callable[[int], Item], index: int, count: int, attempts: int
 ) -> tuple[int, Item | None, list[BadClip]]:
-    """Read item `index`; where its audio cannot be used, the next one takes its place (the first after the last).
+    """Read item `index`; where its audio cannot be used, the next one takes its place (or the first).
 
     Returns the index that was read, the item (None when `attempts` items failed) and the failures.
     """

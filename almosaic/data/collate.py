@@ -1,4 +1,4 @@
-"""From rows to batches. Nothing is dropped: bad clips are reported under `bad_clips` for the trainer to count."""
+"""From rows to batches; bad clips are reported under `bad_clips`, for the trainer to count."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -38,8 +38,11 @@ class WaveformCollator:
 
 
 class ChatCollator:
-    """Rows of `ChatDataset` -> `input_ids`, `attention_mask`, `labels` [B, L], `audio_clips` [B], `audio_windows` [A],
-    `clip_index` [B], `bad_clips`, and `waveforms` [A, S] with `lengths` [A], or `audio_features` [sum W, Tp, Fp, D].
+    """Rows of `ChatDataset` to the inputs of an audio-language model.
+
+    Gives `input_ids`, `attention_mask`, `labels` [B, L], `audio_clips` [B], `audio_windows` [A],
+    `clip_index` [B], `bad_clips`, and `waveforms` [A, S] with `lengths` [A], or `audio_features` [sum W, Tp,
+    Fp, D].
 
     Args:
         processor: an `AlmosaicProcessor`.
@@ -76,8 +79,8 @@ class ChatCollator:
 class TextCollator:
     """Conversations in which a text stands for the clip -> `input_ids`, `attention_mask`, `labels` [B, L].
 
-    The conversation is encoded exactly as for the audio-language model, then the clip's placeholders give way to the
-    tokens of `context`: what is learned here about answering carries over to embedded audio.
+    The conversation is encoded exactly as for the audio-language model, then the clip's placeholders give way
+    to the tokens of `context`: what is learned here about answering carries over to embedded audio.
 
     Args:
         processor: an `AlmosaicProcessor` with one placeholder per window.

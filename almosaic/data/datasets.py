@@ -1,4 +1,4 @@
-"""The rows that training reads: clips for pretraining, conversations with their clips for the audio-language model."""
+"""The rows that training reads: clips for pretraining, conversations with their clips for chat."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -29,7 +29,10 @@ class Conversation(TypedDict):
 class ChatData(Protocol):
     """Conversations about the clips of one source."""
 
-    source: ClipSource
+    @property
+    def source(self) -> ClipSource:
+        """The clips."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -133,9 +136,9 @@ class ChatFileDataset(Dataset[Conversation]):
 class ChatDataset(Dataset[dict[str, Any]]):
     """Several kinds of conversations as one, with their clips read.
 
-    Items hold `clip_index` (the row), `messages`, `frames` per clip, `bad_clips`, and per clip either `waveforms`
-    or, with a cache, `features` [W, Tp, Fp, D]. Where a clip cannot be used the next row takes its row's place;
-    `messages` is None when `attempts` rows in a row failed.
+    Items hold `clip_index` (the row), `messages`, `frames` per clip, `bad_clips`, and per clip either
+    `waveforms` or, with a cache, `features` [W, Tp, Fp, D]. Where a clip cannot be used the next row takes
+    its row's place; `messages` is None when `attempts` rows in a row failed.
     """
 
     def __init__(

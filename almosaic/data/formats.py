@@ -1,4 +1,4 @@
-"""Chat data as found in the wild, read into one form: messages of typed parts and the clips they speak of, in order."""
+"""Chat data as found in the wild, read into one form: messages of typed parts and their clips, in order."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -31,9 +31,9 @@ def question(text: str, clips: int = 1) -> Message:
 def read_chat(path: str | Path, audio_root: str | Path | None = None, answers: bool = True) -> list[ChatRow]:
     """Read conversations from a `.jsonl` file (one object a line) or a `.json` file (a list of them).
 
-    A row has `messages` (or `conversations`) of `role` and `content`. Content is a string in which each `<audio>`
-    stands for the next of the row's `audios`, or a list of typed parts, `{"type": "audio", "audio": PATH}` and
-    `{"type": "text", "text": ...}`. Rows without audio are welcome.
+    A row has `messages` (or `conversations`) of `role` and `content`. Content is a string in which each
+    `<audio>` stands for the next of the row's `audios`, or a list of typed parts, `{"type": "audio", "audio":
+    PATH}` and `{"type": "text", "text": ...}`. Rows without audio are welcome.
 
     Args:
         path: the file.

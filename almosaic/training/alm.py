@@ -1,67 +1,42 @@
-"""The audio-language stages: projector alignment, LoRA or full instruction tuning, frozen parts from a cache."""
+"""The audio-language stages: projector alignment, LoRA or full tuning, frozen features from a cache."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import torch
 from pydantic import Field
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import set_seed
 
 from almosaic.alm import AlmosaicForConditionalGeneration, AlmosaicProcessor, TuneSettings, apply_tuning
-from almosaic.alm.projectors import MLPProjectorSettings, ProjectorSettings
+from almosaic.alm.projectors import ProjectorSettings
 from almosaic.alm.tuning import PARTS
 from almosaic.audio import MAX_SECONDS
 from almosaic.data import draws
 from almosaic.data.clips import BadClips
 from almosaic.data.collate import ChatCollator
-from almosaic.data.datasets import CaptionDataset, ChatData, ChatDataset, ChatFileDataset
-from almosaic.data.formats import read_chat
-from almosaic.data.manifest import read_manifest
-from almosaic.data.scene_chat import SceneChatDataset, SceneChatSettings, training_pool
-from almosaic.encoder import AudioMosaicModel
+from almosaic.data.datasets import ChatDataset
+from almosaic.data.scene_chat import SceneChatSettings
 from almosaic.errors import AlmosaicError
 from almosaic.feature_cache import FeatureCache
 from almosaic.features import AudioMosaicFeatureExtractor
-from almosaic.loading import load_model
 from almosaic.scenes.bank import Bank
-from almosaic.scenes.compose import SceneSettings
+from almosaic.scenes.scene import SceneSettings
 from almosaic.settings import Settings
+from almosaic.training.alm_data import ChatSettings, open_chat_data
+from almosaic.training.alm_parts import Parts, join_parts, open_start
 from almosaic.training.callbacks import quiet_library
 from almosaic.training.checkpoints import whole_folder
 from almosaic.training.optim import OptimSettings, training_arguments
 from almosaic.training.trainer import AlmosaicTrainer
 
 
-class CaptionSettings(Settings):
-    """Captioned clips of a manifest; `splits` and `folds` choose rows, empty = all."""
-
-    name: Literal["captions"] = "captions"
-    manifest: Path
-    splits: tuple[str, ...] = ()
-    folds: tuple[str, ...] = ()
-    crop_seconds: float | None = Field(default=None, gt=0)
-
-
-class ChatFileSettings(Settings):
-    """Conversations of a JSON or JSONL file; see `data.formats.read_chat`."""
-
-    name: Literal["chat"] = "chat"
-    path: Path
-    audio_root: Path | None = None
-
-
-ChatSettings = Annotated[
-    SceneChatSettings | CaptionSettings | ChatFileSettings, Field(discriminator="name")
-]
-
-
 class AlmStageSettings(Settings):
     """A stage that trains parts of the audio-language model.
 
     Args:
-        projector: of a model joined from parts; None = 32 audio tokens through an MLP, or the earlier stage's.
-        layer: 0-based encoder block that the projector reads, None = the output; of a model joined from parts.
+        projector: of a model joined from parts; None = 32 audio tokens through an MLP, or the earlier
+            stage's.
+        layer: 0-based encoder block that the projector reads, None = the output; of a model joined from
+            parts.
         tune: what is trained.
         data: conversations, taken in proportion to their number.
         cache_features: encode every clip once and train on the stored tokens; needs a frozen audio tower.
@@ -72,7 +47,7 @@ class AlmStageSettings(Settings):
 
     projector: ProjectorSettings | None = None
     layer: int | None = None
-    tune: TuneSettings = TuneSettings()
+    tune: TuneSettings = TuneSettings.model_validate({})
     data: tuple[ChatSettings, ...] = Field(default=(SceneChatSettings(),), min_length=1)
     cache_features: bool = False
     max_audio_seconds: float = Field(default=MAX_SECONDS, gt=0)
@@ -83,8 +58,8 @@ class AlmStageSettings(Settings):
         """Refuse a cache for an encoder that changes."""
         if self.cache_features and self.tune.audio_tower != "frozen":
             raise AlmosaicError(
-                "cache_features: true needs tune.audio_tower: frozen, since stored features of a changing encoder "
-                "go stale; set one of them otherwise"
+                "cache_features: true needs tune.audio_tower: frozen, since a changing encoder makes stored "
+                "features stale; set one of them otherwise"
             )
 
 
@@ -92,12 +67,10 @@ class AlmStageSettings(Settings):
 def train_alm(
     settings: AlmStageSettings,
     *,
+    parts: Parts,
     folder: Path,
     seed: int,
     stage: str = "alm",
-    audio_tower: Path | None = None,
-    language_model: str | Path | None = None,
-    start: Path | None = None,
     bank: Bank | None = None,
     scenes: SceneSettings | None = None,
     cache_folder: Path | None = None,
@@ -107,12 +80,10 @@ def train_alm(
 
     Args:
         settings: of the stage.
+        parts: where the model comes from.
         folder: of the stage; checkpoints and `model` are written there.
         seed: of the run.
         stage: the stage's id, part of every draw.
-        audio_tower: encoder folder with its front end, together with `language_model`.
-        language_model: folder or hub name of a causal language model with a tokenizer.
-        start: model folder of an earlier audio-language stage, instead of the two parts.
         bank: clips that scenes are composed from; needed for data of the kind `scenes`.
         scenes: how they are composed.
         cache_folder: where frozen features are kept; None = `folder/features`.
@@ -126,12 +97,8 @@ def train_alm(
     """
     folder = Path(folder)
     set_seed(draws.key(seed, stage, "weights") % 2**31)
-    model, processor = _open(settings, audio_tower, language_model, start)
+    model, processor = _open(settings, parts)
     apply_tuning(model, settings.tune)
-    parts = [_chat_data(data, bank, scenes, seed, stage) for data in settings.data]
-    data = ChatDataset(parts)
-    bad = BadClips(len(data.source), settings.bad_clip_share)
-    data.attempts = bad.attempts
 
     def write() -> None:
         with whole_folder(folder / "model") as temporary:
@@ -141,18 +108,11 @@ def train_alm(
     if settings.optim.steps == 0:
         write()
         return folder / "model"
+    data = ChatDataset([open_chat_data(part, bank, scenes, seed, stage) for part in settings.data])
+    bad = BadClips(len(data.source), settings.bad_clip_share)
+    data.attempts = bad.attempts
     if settings.cache_features:
-        arguments = training_arguments(settings.optim, folder, seed)
-        with arguments.main_process_first(local=False):
-            model.audio_tower.to(arguments.device)
-            data.cache = FeatureCache.build(
-                model.audio_tower,
-                processor.feature_extractor,
-                data.source,
-                len(data.source),
-                cache_folder or folder / "features",
-                layer=settings.layer if start is None else model.config.layer,
-            )
+        data.cache = _cache(settings, model, processor, data, cache_folder or folder / "features")
         bad.note(list(data.cache.bad.items()))
     trainer = AlmosaicTrainer(
         model,
@@ -171,7 +131,7 @@ def train_alm(
 
 
 class AudioInputs:
-    """Makes model inputs of a chat batch on the device: log-mel windows of its waveforms, bad clips counted."""
+    """Makes model inputs of a chat batch on the device: log-mel windows of its clips, bad clips counted."""
 
     def __init__(self, extractor: AudioMosaicFeatureExtractor, bad: BadClips) -> None:
         self.extractor = extractor
@@ -189,69 +149,32 @@ class AudioInputs:
 
 
 def _open(
-    settings: AlmStageSettings, audio_tower: Path | None, language_model: str | Path | None, start: Path | None
+    settings: AlmStageSettings, parts: Parts
 ) -> tuple[AlmosaicForConditionalGeneration, AlmosaicProcessor]:
-    if start is not None:
-        return _open_earlier(settings, audio_tower, language_model, start)
-    if audio_tower is None or language_model is None:
-        raise AlmosaicError(
-            "an audio-language stage starts from an earlier one, or from both an audio_tower and a language_model; "
-            f"found audio_tower {audio_tower} and language_model {language_model}"
-        )
-    tower, extractor = load_model(audio_tower, kind="pretrain", device="cpu")
-    if not isinstance(tower, AudioMosaicModel):
-        raise AlmosaicError(f"audio_tower {audio_tower} is not an encoder; name a pretraining stage or encoder folder")
-    # Weights that are trained in full need single precision; frozen ones stay as they were published.
-    dtype = torch.float32 if settings.tune.language_model == "full" else "auto"
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(language_model)
-        llm = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise AlmosaicError(
-            f"language model {str(language_model)!r} cannot be had ({' '.join(str(error).split())[:200]}); "
-            "give a folder, a stage's id, or download it first"
-        ) from error
-    projector = settings.projector or MLPProjectorSettings()
-    model = AlmosaicForConditionalGeneration.from_parts(tower, llm, projector, tokenizer, layer=settings.layer)
-    processor = AlmosaicProcessor(
-        extractor, tokenizer, queries=projector.queries, max_audio_seconds=settings.max_audio_seconds
-    )
-    return model, processor
-
-
-def _open_earlier(
-    settings: AlmStageSettings, audio_tower: Path | None, language_model: str | Path | None, start: Path
-) -> tuple[AlmosaicForConditionalGeneration, AlmosaicProcessor]:
-    if audio_tower is not None or language_model is not None:
-        raise AlmosaicError("give either an earlier stage to start from or an audio_tower and a language_model")
-    model, processor = load_model(start, kind="alm", device="cpu")
-    if not isinstance(model, AlmosaicForConditionalGeneration):
-        raise AlmosaicError(f"{start} is not an audio-language model; name an earlier alm stage")
-    kept = model.config.projector
-    if settings.projector is not None and settings.projector.model_dump() != kept:
-        raise AlmosaicError(f"projector: the stage starts from a model with {kept}; leave `projector` out")
+    if parts.start is not None:
+        model, processor = open_start(parts, settings.projector, settings.layer)
+    else:
+        trains_words = settings.tune.language_model == "full"
+        model, processor = join_parts(parts, settings.projector, settings.layer, trains_words=trains_words)
     processor.max_audio_seconds = settings.max_audio_seconds
     return model, processor
 
 
-def _chat_data(
-    settings: SceneChatSettings | CaptionSettings | ChatFileSettings,
-    bank: Bank | None,
-    scenes: SceneSettings | None,
-    seed: int,
-    stage: str,
-) -> ChatData:
-    if isinstance(settings, ChatFileSettings):
-        return ChatFileDataset(read_chat(settings.path, settings.audio_root))
-    if isinstance(settings, CaptionSettings):
-        rows = [row for row in read_manifest(settings.manifest) if _chosen(row.split, settings.splits)]
-        rows = [row for row in rows if _chosen(row.fold, settings.folds)]
-        return CaptionDataset(rows, draws.key(seed, stage), settings.crop_seconds)
-    if bank is None or scenes is None:
-        raise AlmosaicError("data of the kind `scenes` needs a bank of clips; add `bank` to the recipe")
-    pool = training_pool(bank, scenes, settings.scenes, seed)
-    return SceneChatDataset(pool, bank, settings, draws.key(seed, stage), scenes.templates)
-
-
-def _chosen(value: str | None, allowed: Sequence[str]) -> bool:
-    return not allowed or value in allowed
+def _cache(
+    settings: AlmStageSettings,
+    model: AlmosaicForConditionalGeneration,
+    processor: AlmosaicProcessor,
+    data: ChatDataset,
+    folder: Path,
+) -> FeatureCache:
+    """The frozen tokens of every clip, made by the main process."""
+    arguments = training_arguments(settings.optim, folder.parent, 0)
+    with arguments.main_process_first(local=False):
+        return FeatureCache.build(
+            model.audio_tower.to(arguments.device),
+            processor.feature_extractor,
+            data.source,
+            len(data.source),
+            folder,
+            layer=model.config.layer,
+        )

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def quiet_library() -> Iterator[None]:
-    """Silence transformers' own bars and chatter while a stage runs; warnings of ours and all errors still show."""
+    """Silence transformers' own bars and chatter while a stage runs; errors still show."""
     verbosity, bars = library_logging.get_verbosity(), library_logging.is_progress_bar_enabled()
     library_logging.set_verbosity_error()
     library_logging.disable_progress_bar()
@@ -41,8 +41,9 @@ class Interrupted(AlmosaicError):
 class EpochCallback(TrainerCallback):  # type: ignore[misc]
     """Tells the sampler and the data which epoch begins, before the loader's iterator and its workers start.
 
-    The loader's own `set_epoch` reaches the data only in some set-ups (not with several processes, where the sampler
-    is wrapped twice), so it is not relied on. The epoch is counted from steps, which is exact after a resume too.
+    The loader's own `set_epoch` reaches the data only in some set-ups (not with several processes, where the
+    sampler is wrapped twice), so it is not relied on. The epoch is counted from steps, which is exact after a
+    resume too.
     """
 
     def __init__(self, *listeners: Any) -> None:
@@ -149,7 +150,7 @@ class StopCallback(TrainerCallback):  # type: ignore[misc]
 
 
 class FiniteCallback(TrainerCallback):  # type: ignore[misc]
-    """Stops before the optimizer step when the loss or a gradient is not finite, so that no weight is spoiled."""
+    """Stops before the optimizer step when the loss or a gradient is not finite: no weight is spoiled."""
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
@@ -171,14 +172,14 @@ class FiniteCallback(TrainerCallback):  # type: ignore[misc]
         if not torch.isfinite(loss + norm):
             first = next((name for name, gradient in named if not torch.isfinite(gradient).all()), "none")
             raise AlmosaicError(
-                f"stage {self.stage}: expected a finite loss and gradients, found loss {loss.item():.4g} and a first "
-                f"non-finite gradient in {first} at step {state.global_step + 1}; the step was not taken; "
+                f"stage {self.stage}: expected a finite loss and gradients, found loss {loss.item():.4g} and "
+                f"the first bad gradient in {first} at step {state.global_step + 1}; the step was not taken; "
                 "lower the learning rate or check the data"
             )
 
 
 class StepCallback(TrainerCallback):  # type: ignore[misc]
-    """Calls a function with the share of training done after every optimizer step (a teacher's moving average)."""
+    """Calls a function after every optimizer step, with the share of training done."""
 
     def __init__(self, function: Callable[[float], None]) -> None:
         self.function = function

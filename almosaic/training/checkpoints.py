@@ -1,4 +1,4 @@
-"""Folders that are either whole or absent: written under a temporary name, flushed to the disk, then renamed."""
+"""Folders that are whole or absent: written under a temporary name, flushed to the disk, then renamed."""
 
 import errno
 import json
@@ -23,7 +23,7 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 
 @contextmanager
 def whole_folder(path: Path, inner: str = "") -> Iterator[Path]:
-    """Yield `tmp-<name>` beside `path` to write into; on success it replaces `path`, on failure nothing is left.
+    """Yield `tmp-<name>` beside `path` to write into; it replaces `path` on success, else it is removed.
 
     With `inner`, only that folder within it is kept.
 
@@ -50,7 +50,7 @@ def whole_folder(path: Path, inner: str = "") -> Iterator[Path]:
 
 
 def put_in_place(written: Path, path: Path) -> None:
-    """Flush every file of the folder `written` to the disk and give it the name `path`, replacing what is there."""
+    """Flush the folder `written` to the disk and give it the name `path`, replacing what is there."""
     for file in [*written.rglob("*"), written]:
         _flush(file)
     replaced = path.with_name(f"tmp-replaced-{path.name}")
@@ -124,7 +124,7 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
     if missing or wrong:
         raise AlmosaicError(
             f"checkpoint {checkpoint} does not fit the model of this recipe: missing {_some(missing)}, "
-            f"unknown or of another shape {_some(wrong)}; resume with the recipe that wrote it, or start a new run"
+            f"unknown or of another shape {_some(wrong)}; resume with the recipe that wrote it, or start anew"
         )
     model.load_state_dict(saved, strict=False)
 

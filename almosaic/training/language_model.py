@@ -1,21 +1,22 @@
-"""The text side: a small Llama, or an open model, learns to answer questions about scenes that it reads about."""
+"""The text side: a small Llama, or an open model, answers questions about scenes that it reads about."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Discriminator, Field, Tag
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
+from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
 from almosaic.alm.processing import AlmosaicProcessor
 from almosaic.data import draws
 from almosaic.data.collate import TextCollator
 from almosaic.data.scene_chat import SceneTextDataset, SceneTextSettings, training_pool
-from almosaic.errors import AlmosaicError
 from almosaic.features import AudioMosaicFeatureExtractor
 from almosaic.scenes.bank import Bank
-from almosaic.scenes.compose import SceneSettings
+from almosaic.scenes.scene import SceneSettings
 from almosaic.settings import Settings
+from almosaic.training.alm_parts import open_language_model
 from almosaic.training.callbacks import quiet_library
 from almosaic.training.checkpoints import whole_folder
 from almosaic.training.optim import OptimSettings
@@ -50,7 +51,8 @@ def _kind(value: Any) -> str:
 
 
 LanguageModelSource = Annotated[
-    Annotated[TinyLanguageModel, Tag("tiny")] | Annotated[OpenLanguageModel, Tag("open")], Discriminator(_kind)
+    Annotated[TinyLanguageModel, Tag("tiny")] | Annotated[OpenLanguageModel, Tag("open")],
+    Discriminator(_kind),
 ]
 
 
@@ -66,7 +68,12 @@ class LanguageModelSettings(Settings):
     language_model: LanguageModelSource = TinyLanguageModel()
     data: SceneTextSettings = SceneTextSettings()
     optim: OptimSettings = OptimSettings(
-        steps=1800, learning_rate=2e-3, warmup=0.03, schedule="constant_then_linear", decay_share=0.3, weight_decay=0.01
+        steps=1800,
+        learning_rate=2e-3,
+        warmup=0.03,
+        schedule="constant_then_linear",
+        decay_share=0.3,
+        weight_decay=0.01,
     )
 
 
@@ -125,17 +132,12 @@ def _model_inputs(batch: dict[str, Any], epoch: int) -> dict[str, Any]:
     return {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
 
 
-def _open(source: TinyLanguageModel | OpenLanguageModel, data: SceneTextDataset, folder: Path) -> tuple[Any, Any]:
+def _open(
+    source: TinyLanguageModel | OpenLanguageModel, data: SceneTextDataset, folder: Path
+) -> tuple[Any, Any]:
     """Model and tokenizer: fresh ones, or those of a name."""
     if isinstance(source, OpenLanguageModel):
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source.name)
-            return AutoModelForCausalLM.from_pretrained(source.name), tokenizer
-        except (OSError, ValueError) as error:
-            raise AlmosaicError(
-                f"language model {source.name!r} cannot be had ({' '.join(str(error).split())[:200]}); "
-                "give a folder, download it first, or use {name: tiny}"
-            ) from error
+        return open_language_model(source.name, torch.float32)
     tokenizer = train_tokenizer(_texts(data), source.vocabulary, folder / "tokenizer")
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -154,11 +156,13 @@ def _open(source: TinyLanguageModel | OpenLanguageModel, data: SceneTextDataset,
 
 
 def _texts(data: SceneTextDataset) -> Iterator[str]:
-    """What the tokenizer is trained on: contexts, questions and answers of the first epoch, and every sound's name."""
+    """What the tokenizer is trained on: the texts of the first epoch, and every sound's names."""
     for index in range(min(len(data), TOKENIZER_ROWS)):
         row = data[index]
         yield row["context"]
         for message in row["messages"]:
-            yield message["content"] if isinstance(message["content"], str) else message["content"][-1]["text"]
+            yield (
+                message["content"] if isinstance(message["content"], str) else message["content"][-1]["text"]
+            )
     for sound in data.bank.classes.values():
         yield from (sound.noun_phrase, sound.clause, sound.answer)

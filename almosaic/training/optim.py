@@ -59,9 +59,9 @@ OWNED = {
 class OptimSettings(Settings):
     """One optimisation: length, batch, learning rates and what is saved and logged.
 
-    `batch_size` counts the rows of one optimizer step over all processes; `accumulation` splits it further. Give
-    `steps` or `epochs`. `learning_rate` is one number or one per part; `warmup` and `decay_share` are shares of all
-    steps. `trainer` passes further fields to `transformers.TrainingArguments`.
+    `batch_size` counts the rows of one optimizer step over all processes; `accumulation` splits it further.
+    Give `steps` or `epochs`. `learning_rate` is one number or one per part; `warmup` and `decay_share` are
+    shares of all steps. `trainer` passes further fields to `transformers.TrainingArguments`.
     """
 
     steps: int | None = Field(default=None, ge=0)
@@ -115,7 +115,7 @@ def check_trainer_keys(extra: Mapping[str, Any]) -> None:
 
 
 def rate_factor(settings: OptimSettings, step: int, total: int) -> float:
-    """The share of the peak learning rate at a step: linear warm-up, then the schedule down to `min_ratio`."""
+    """Share of the peak learning rate at a step: linear warm-up, then the schedule down to `min_ratio`."""
     warmup = round(settings.warmup * total)
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -131,12 +131,14 @@ def rate_factor(settings: OptimSettings, step: int, total: int) -> float:
 def parameter_groups(
     model: nn.Module, settings: OptimSettings, parts: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """Optimizer groups of the trainable parameters: one learning rate per part, no decay where there is one axis.
+    """Optimizer groups of what is trained: one learning rate per part, no decay for vectors and positions.
 
-    `parts` maps a part's name in recipes to the prefix of its parameters ("projector": "multi_modal_projector").
+    `parts` maps a part's name in recipes to the prefix of its parameters ("projector":
+    "multi_modal_projector").
 
     Raises:
-        AlmosaicError: a trainable part has no learning rate, a rate names no trainable part, nothing is trainable.
+        AlmosaicError: a trainable part has no learning rate, a rate names no trainable part, nothing is
+            trainable.
     """
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -207,10 +209,10 @@ def training_arguments(settings: OptimSettings, folder: Path, seed: int) -> Trai
     share = arguments.world_size * settings.accumulation
     if settings.batch_size % share:
         raise AlmosaicError(
-            f"batch_size {settings.batch_size} does not divide by {arguments.world_size} processes x accumulation "
-            f"{settings.accumulation}; choose a multiple of {share}"
+            f"batch_size {settings.batch_size} does not divide by {arguments.world_size} processes x "
+            f"accumulation {settings.accumulation}; choose a multiple of {share}"
         )
     arguments.per_device_train_batch_size = settings.batch_size // share
-    # One process drives one GPU; several need `torchrun`. The library would otherwise split the batch on its own.
+    # One process drives one GPU, several need `torchrun`: the library would otherwise split the batch.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments

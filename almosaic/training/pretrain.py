@@ -42,12 +42,14 @@ class PretrainSettings(Settings):
     Args:
         encoder: the encoder to train.
         front_end: log-mel windows; see `measure_statistics`.
-        measure_statistics: normalise by the mean and deviation of up to 500 of the clips instead of a preset's.
+        measure_statistics: normalise by the mean and deviation of up to 500 of the clips instead of a
+            preset's.
         objective: what is optimised.
         views: one mask per view that the objective needs.
         augment: steps applied to every view in this order, those on waveforms before those on log-mels.
         crop_seconds: longest stretch of a clip that is used at a time.
-        cache: compute the log-mel of every clip once and keep all of them in memory as float16; augmentation is then
+        cache: compute the log-mel of every clip once and keep all of them in memory as float16; augmentation
+            is then
             limited to log-mel steps, and a long clip keeps the crop of its first epoch.
         bad_clip_share: the run stops when more than this share of the clips cannot be used.
         optim: length, batch, learning rate.
@@ -76,8 +78,8 @@ class PretrainSettings(Settings):
             )
         if self.optim.accumulation > 1:
             raise AlmosaicError(
-                f"accumulation {self.optim.accumulation} would compare each clip with a part of the batch only: "
-                "contrastive accumulation is not batch size; set accumulation: 1 and lower batch_size"
+                f"accumulation {self.optim.accumulation} would compare a clip with part of the batch only "
+                "(contrastive accumulation is not batch size); set accumulation: 1 and lower batch_size"
             )
         return self
 
@@ -94,8 +96,8 @@ def pretrain(
 ) -> Path:
     """Train an encoder on the clips of `source`, or with `steps: 0` write an untrained one.
 
-    Writes `folder/model` (encoder and front end) and `folder/pretraining` (the same encoder with the objective's
-    heads, from which its loss and z can be computed again).
+    Writes `folder/model` (encoder and front end) and `folder/pretraining` (the same encoder with the
+    objective's heads, from which its loss and z can be computed again).
 
     Returns:
         `folder/model`, which `AudioMosaicModel.from_pretrained` loads.

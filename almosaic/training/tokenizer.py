@@ -1,9 +1,7 @@
-"""The tokenizer of the tiny language model: sentencepiece on the task's own sentences, saved as a Hugging Face folder."""
+"""The tokenizer of the tiny language model: sentencepiece trained on the task's own sentences."""
 
 import io
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,10 @@ ROLES = ("user", "assistant", "system")
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, folder: Path) -> PreTrainedTokenizerBase:
-    """Train at most `vocabulary` byte-pair pieces on `texts` and write a folder that `AutoTokenizer.from_pretrained` loads.
+    """Train at most `vocabulary` byte-pair pieces and write a folder for `AutoTokenizer.from_pretrained`.
 
-    Bytes are the fall-back, so any text survives encoding and decoding. The chat markers and `<|audio|>` are one
-    token each. The folder holds `tokenizer.model`, `tokenizer_config.json` and the chat template.
+    Bytes are the fall-back, so any text survives encoding and decoding. The chat markers and `<|audio|>` are
+    one token each. The folder holds `tokenizer.model`, `tokenizer_config.json` and the chat template.
 
     Raises:
         AlmosaicError: the vocabulary is too small for bytes, markers and letters.

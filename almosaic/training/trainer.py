@@ -1,4 +1,4 @@
-"""The one trainer: transformers' `Trainer` with work on the device, finite checks and checkpoints that are whole."""
+"""The one trainer: transformers' `Trainer` with work on the device, finite checks and whole checkpoints."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -26,8 +26,10 @@ Batch = dict[str, Any]
 
 
 class EpochOrder(Sampler[int]):
-    """The rows in an order that depends on (seed, stage, epoch) alone, so that a resumed run and any number of
-    workers or processes see the same batches."""
+    """The rows in an order that depends on (seed, stage, epoch) alone.
+
+    A resumed run and any number of workers or processes see the same batches.
+    """
 
     def __init__(self, rows: int, seed: int, stage: str) -> None:
         self.rows = rows
@@ -48,9 +50,9 @@ class EpochOrder(Sampler[int]):
 class AlmosaicTrainer(Trainer):  # type: ignore[misc]
     """Trains one model for one stage.
 
-    `prepare(batch, epoch)` runs on the device, without gradients and outside autocast, right before the model; it may
-    add `metrics`, which are logged as the model's own are.
-    `after_step(progress)` runs after each optimizer step. `parts` maps part names to parameter prefixes.
+    `prepare(batch, epoch)` runs on the device, without gradients and outside autocast, right before the
+    model; it may add `metrics`, which are logged as the model's own are. `after_step(progress)` runs after
+    each optimizer step. `parts` maps part names to parameter prefixes.
     """
 
     def __init__(
@@ -133,19 +135,17 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The library's optimizer over our parameter groups."""
-        if self.optimizer is None:
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            groups = parameter_groups(self.model if model is None else model, self.settings, self.parts)
-            self.optimizer = kind(groups, **options)
-        return self.optimizer
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        groups = parameter_groups(self.model if model is None else model, self.settings, self.parts)
+        self.optimizer = kind(groups, **options)
+        return self.optimizer  # type: ignore[no-any-return]
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Our learning-rate curve."""
-        if self.lr_scheduler is None:
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                self.optimizer if optimizer is None else optimizer,
-                lambda step: rate_factor(self.settings, step, num_training_steps),
-            )
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer if optimizer is None else optimizer,
+            lambda step: rate_factor(self.settings, step, num_training_steps),
+        )
         return self.lr_scheduler
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
@@ -172,7 +172,7 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
             self.metric_sums[name] = (total + value.detach().float(), count + 1)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the loss together with the model's metrics, averaged over the steps and processes since the last line."""
+        """Log the loss with the metrics, averaged over the steps and processes since the last line."""
         if "loss" in logs:
             for name, (total, count) in sorted(self.metric_sums.items()):
                 logs[name] = self.accelerator.reduce(total / count, "mean").item()

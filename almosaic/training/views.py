@@ -43,7 +43,7 @@ class ViewMaker:
         self.grid = PatchGrid.of(extractor.window_frames, extractor.num_mel_bins, patch_size)
 
     def __call__(self, batch: dict[str, Any], epoch: int) -> dict[str, Any]:
-        """`clip_index` [B] with `waveforms` [B, S] and `lengths` [B], or a pool's clips -> `views`, `masks`, `metrics`.
+        """Clips by number, with `waveforms` [B, S] and `lengths` [B] unless pooled, to `views` and `masks`.
 
         Raises:
             AlmosaicError: a clip is longer than one window, or too many clips are bad.

@@ -1,0 +1,95 @@
+"""The model that an audio-language stage starts from: joined from parts, or that of an earlier stage."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from almosaic.alm import AlmosaicForConditionalGeneration, AlmosaicProcessor
+from almosaic.alm.projectors import MLPProjectorSettings, QFormerProjectorSettings
+from almosaic.encoder import AudioMosaicModel
+from almosaic.errors import AlmosaicError
+from almosaic.loading import load_model
+
+Projector = MLPProjectorSettings | QFormerProjectorSettings
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the parts come from.
+
+    Attributes:
+        audio_tower: encoder folder with its front end; with `language_model`.
+        language_model: folder or hub name of a causal language model with its tokenizer.
+        start: model folder of an earlier audio-language stage, instead of the two.
+    """
+
+    audio_tower: Path | None = None
+    language_model: str | Path | None = None
+    start: Path | None = None
+
+
+def open_language_model(name: str | Path, dtype: Any = "auto") -> tuple[Any, Any]:
+    """A causal language model and its tokenizer, from a folder or the hub.
+
+    Raises:
+        AlmosaicError: neither is there.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype), AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise AlmosaicError(
+            f"language model {str(name)!r} cannot be had ({' '.join(str(error).split())[:200]}); "
+            "give a folder, download it first, or train {name: tiny}"
+        ) from error
+
+
+def join_parts(
+    parts: Parts, projector: Projector | None, layer: int | None, *, trains_words: bool
+) -> tuple[AlmosaicForConditionalGeneration, AlmosaicProcessor]:
+    """A model with a fresh projector and its processor; in single precision where `trains_words`.
+
+    Raises:
+        AlmosaicError: a part is missing or is something else.
+    """
+    if parts.audio_tower is None or parts.language_model is None:
+        raise AlmosaicError(
+            "an audio-language stage starts from an earlier one, or from audio_tower and language_model; "
+            f"found audio_tower {parts.audio_tower} and language_model {parts.language_model}"
+        )
+    tower, extractor = load_model(parts.audio_tower, kind="pretrain", device="cpu")
+    if not isinstance(tower, AudioMosaicModel):
+        raise AlmosaicError(f"audio_tower {parts.audio_tower} is not an encoder; name a pretraining stage")
+    # Weights that are trained in full need single precision; frozen ones stay as they were published.
+    dtype = torch.float32 if trains_words else "auto"
+    language_model, tokenizer = open_language_model(parts.language_model, dtype)
+    projector = projector or MLPProjectorSettings(queries=32, hidden_size=None)
+    model = AlmosaicForConditionalGeneration.from_parts(
+        tower, language_model, projector, tokenizer, layer=layer
+    )
+    return model, AlmosaicProcessor(extractor, tokenizer, queries=projector.queries)
+
+
+def open_start(
+    parts: Parts, projector: Projector | None, layer: int | None
+) -> tuple[AlmosaicForConditionalGeneration, AlmosaicProcessor]:
+    """The model and processor of an earlier stage, whose projector and layer stay.
+
+    Raises:
+        AlmosaicError: the folder holds something else, or the stage asks for another projector or layer.
+    """
+    if parts.audio_tower is not None or parts.language_model is not None:
+        raise AlmosaicError("give an earlier stage to start from, or an audio_tower and a language_model")
+    assert parts.start is not None
+    model, processor = load_model(parts.start, kind="alm", device="cpu")
+    if not isinstance(model, AlmosaicForConditionalGeneration):
+        raise AlmosaicError(f"{parts.start} is not an audio-language model; name an earlier alm stage")
+    if projector is not None and projector.model_dump() != model.config.projector:
+        raise AlmosaicError(
+            f"projector: the stage starts from a model with {model.config.projector}; leave `projector` out"
+        )
+    if layer is not None and layer != model.config.layer:
+        raise AlmosaicError(f"layer: the stage starts from a model with {model.config.layer}; leave it out")
+    return model, processor
