@@ -185,7 +185,7 @@ def generate(
 
 
 def stream(
-    model: Any, processor: Any, conversation: Conversation, *, max_new_tokens: int = 256, **sampling: Any
+    model: Any, processor: Any, conversation: Conversation, *, max_new_tokens: int = 64, **sampling: Any
 ) -> Iterator[str]:
     """One answer, piece by piece as it is written; stopping the iteration stops the model.
 
@@ -244,7 +244,7 @@ def _prepare(
     if context is not None and len(encoded.input_ids) + max_new_tokens > context:
         raise AlmosaicError(
             f"the prompt has {len(encoded.input_ids)} tokens and the answer may have {max_new_tokens}, more "
-            f"than the language model's context of {context}; shorten the audio or the conversation"
+            f"than the context of {context} holds; shorten the conversation or lower max_new_tokens"
         )
     return encoded, waveforms
 

@@ -27,6 +27,8 @@ FLOORS = {
 }  # fmt: skip
 # The one file with an import side effect is imported where the classes that it registers live.
 EXCEPTIONS = {("encoder.__init__", "auto"), ("alm.__init__", "auto"), ("data.manifest", "audio")}
+EXCEPTIONS |= {("auto", f"alm.{name}") for name in ("configuration", "modeling", "processing")}
+EXCEPTIONS |= {("auto", "objectives.pretraining")}
 
 WITHOUT_TORCH = [
     "errors",

@@ -204,17 +204,11 @@ class AlmosaicForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             tokens = audio_features
             if tokens is None and input_features is not None:
                 tokens = self._patch_tokens(input_features, input_features_mask)
-            layout = (
-                None if tokens is None else AudioLayout.of(tokens, audio_windows, audio_clips, len(input_ids))
-            )
+            rows = len(input_ids)
+            layout = None if tokens is None else AudioLayout.of(tokens, audio_windows, audio_clips, rows)
             inputs_embeds = self._embed(input_ids, tokens, layout, started)
-        if (
-            position_ids is None
-            and past_key_values is None
-            and attention_mask is not None
-            and attention_mask.ndim == 2
-        ):
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        if position_ids is None and past_key_values is None and attention_mask is not None:
+            position_ids = _counted_positions(attention_mask)
         output: CausalLMOutputWithPast = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -310,6 +304,11 @@ class AlmosaicForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             super().save_pretrained(save_directory, **kwargs)
         finally:
             self.config.language_model_source = source
+
+
+def _counted_positions(attention_mask: Tensor) -> Tensor | None:
+    """Positions [B, L] that start at the first real token; None for masks of another form."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0) if attention_mask.ndim == 2 else None
 
 
 def _keep_weights(part: nn.Module | None) -> None:

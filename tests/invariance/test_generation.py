@@ -1,0 +1,131 @@
+"""Answers must not depend on company: batches, padding, several answers and beams hear the right clips."""
+
+import pytest
+import torch
+from helpers_tiny import question, tiny_model, waveform
+
+from almosaic.inference import generate
+
+NEW = 6
+
+
+@pytest.fixture(scope="module", params=["mlp", "qformer"])
+def built(request, tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("generation"), request.param)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Mixed prompt lengths, clip counts (0 to 2) and windows (1 to 3)."""
+    texts = ["is there rain", "which sound comes first, the bell or the dog", "what do you hear in the clip"]
+    clips = [[0.4], [1.5], [], [1.1, 0.3], [0.2], [0.5, 1.9]]
+    return [
+        {
+            "id": f"row-{index}",
+            "messages": question(texts[index % 3], len(seconds)),
+            "audios": [
+                (waveform(length, 10 * index + place), 16_000) for place, length in enumerate(seconds)
+            ],
+        }
+        for index, seconds in enumerate(clips)
+    ]
+
+
+def batch_of(processor, rows):
+    return processor([row["messages"] for row in rows], [[clip for clip, _ in row["audios"]] for row in rows])
+
+
+def answer(model, inputs, **settings):
+    """New tokens only."""
+    ids = model.generate(**inputs, max_new_tokens=NEW, do_sample=False, **settings)
+    return ids[:, inputs["input_ids"].shape[1] :]
+
+
+def test_batches_answer_as_one_by_one(built, rows):
+    alone = list(generate(*built, rows, batch_size=1, max_new_tokens=NEW))
+    assert [row["id"] for row in alone] == [row["id"] for row in rows]
+    assert len({row["prediction"] for row in alone}) > 1
+    for size in (2, 4, 6):
+        assert list(generate(*built, rows, batch_size=size, max_new_tokens=NEW)) == alone
+
+
+@pytest.mark.parametrize("settings", [{"num_beams": 2}, {"num_beams": 3, "num_return_sequences": 2}])
+def test_beams_in_a_batch_answer_as_one_by_one(built, rows, settings):
+    alone = list(generate(*built, rows, batch_size=1, max_new_tokens=NEW, **settings))
+    assert list(generate(*built, rows, batch_size=6, max_new_tokens=NEW, **settings)) == alone
+
+
+def test_every_returned_sequence_hears_its_own_rows_windows(built, rows):
+    """Clips of 2 and 1 windows: an entry-by-entry repeat would give an answer another row's window."""
+    model, processor = built
+    rows = [rows[1], rows[0], rows[2], rows[3]]
+    inputs = batch_of(processor, rows)
+    assert inputs["audio_windows"].tolist() == [3, 1, 2, 1]
+    expected = prompt_scores(model, inputs)
+    for settings in (
+        {"num_return_sequences": 2, "do_sample": True},
+        {"num_beams": 2, "num_return_sequences": 2},
+    ):
+        torch.manual_seed(0)
+        output = model.generate(
+            **inputs, **settings, max_new_tokens=1, output_logits=True, return_dict_in_generate=True
+        )
+        for repeat in range(2):
+            assert torch.allclose(output.logits[0][repeat::2], expected, atol=1e-4)
+
+
+def prompt_scores(model, inputs):
+    """Logits of the first new token, straight from `forward`."""
+    with torch.no_grad():
+        return model(**inputs).logits[:, -1]
+
+
+def test_audio_is_heard_once_with_a_cache_and_every_step_without(built, rows):
+    model, processor = built
+    inputs = batch_of(processor, rows)
+    calls = []
+    hook = model.multi_modal_projector.register_forward_hook(lambda *call: calls.append(1))
+    cached = answer(model, inputs)
+    assert len(calls) == 1
+    uncached = answer(model, inputs, use_cache=False)
+    hook.remove()
+    assert len(calls) == 1 + uncached.shape[1]
+    assert torch.equal(cached, uncached)
+
+
+def test_cached_patch_tokens_generate_the_same(built, rows):
+    model, processor = built
+    inputs = batch_of(processor, rows)
+    expected = answer(model, inputs, num_beams=2)
+    features = inputs.pop("input_features")
+    with torch.no_grad():
+        tokens = model.get_audio_features(features, inputs.pop("input_features_mask")).last_hidden_state
+    assert torch.equal(answer(model, {**inputs, "audio_features": tokens}, num_beams=2), expected)
+
+
+def test_the_answer_depends_on_the_audio(built, rows):
+    model, processor = built
+    inputs = batch_of(processor, rows[:1])
+    other = {**inputs, "input_features": inputs["input_features"].flip(1)}
+    assert not torch.allclose(prompt_scores(model, inputs), prompt_scores(model, other), atol=1e-3)
+
+
+def test_the_audio_token_is_never_written(built, rows):
+    model, processor = built
+    inputs = batch_of(processor, rows)
+    head = model.get_output_embeddings()
+    before = head.weight.detach().clone()
+    with torch.no_grad():
+        head.weight[:] = 0.0  # a tie of all words, which the audio token would win
+        head.weight[processor.audio_token_id] = 100 * torch.randn_like(before[0])
+    written = [answer(model, inputs), answer(model, inputs, num_beams=2)]
+    with torch.no_grad():
+        head.weight.copy_(before)
+    assert not any((ids == processor.audio_token_id).any() for ids in written)
+
+
+def test_generation_stops_at_the_end_of_the_chat_turn(built):
+    model, processor = built
+    end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end in model.generation_config.eos_token_id
+    assert model.generation_config.pad_token_id == processor.tokenizer.pad_token_id
