@@ -55,7 +55,7 @@ class Draws:
         for row, (clip, count) in enumerate(zip(self.clip_index.tolist(), counts, strict=True)):
             seeded = torch.Generator(self.device).manual_seed(key(*self.parts, name, clip))
             # Only a clip's own length is drawn: how many are drawn changes the numbers themselves.
-            noise[row, :count] = torch.randn(count, generator=seeded, device=self.device)
+            torch.randn(count, generator=seeded, device=self.device, out=noise[row, :count])
         return noise
 
     def chosen(self, name: str, p: float) -> NDArray[np.int64]:
@@ -65,6 +65,10 @@ class Draws:
     def rows(self, rows: NDArray[np.int64]) -> "Draws":
         """Return the draws of some rows."""
         return Draws(self.parts, self.clip_index[rows], self.device)
+
+    def on(self, device: torch.device) -> "Draws":
+        """Return the same draws, made on another device."""
+        return Draws(self.parts, self.clip_index, device)
 
 
 class WaveformStep(Settings, ABC):
@@ -110,7 +114,7 @@ class GaussianSnr(WaveformStep):
         snr_db = _between(self.snr_db, draws.uniform(name, 1))
         rms = (waveforms.square().sum(1, keepdim=True) / lengths[:, None]).sqrt()
         noise = draws.normal(name, waveforms.shape[1], lengths)
-        return waveforms + noise * rms * 10.0 ** (-snr_db / 20.0)
+        return waveforms + noise * (rms * 10.0 ** (-snr_db / 20.0))
 
 
 class Gain(WaveformStep):
@@ -135,7 +139,7 @@ class HighPass(WaveformStep):
     def _apply(self, waveforms: Tensor, lengths: Tensor, draws: Draws, name: str) -> Tensor:
         drawn = draws.uniform(name, 2)
         corner = _between_mel(self.cutoff_hertz, drawn[:, :1])
-        return butterworth(waveforms, lengths, _orders(self.rolloff_db, drawn[:, 1]), corner)
+        return butterworth(waveforms, _orders(self.rolloff_db, drawn[:, 1]), corner)
 
 
 class BandStop(WaveformStep):
@@ -152,7 +156,7 @@ class BandStop(WaveformStep):
         centre = _between_mel(self.centre_hertz, drawn[:, :1])
         half = 0.5 * centre * _between(self.bandwidth_fraction, drawn[:, 1:2])
         edges = torch.cat([centre - half, (centre + half).clamp_max(0.9999 * SAMPLING_RATE / 2)], 1)
-        return butterworth(waveforms, lengths, _orders(self.rolloff_db, drawn[:, 2]), edges)
+        return butterworth(waveforms, _orders(self.rolloff_db, drawn[:, 2]), edges)
 
 
 class LogMelStep(Settings, ABC):
@@ -215,7 +219,8 @@ def augment_waveforms(
     that AudioMosaic was pre-trained with. Log-mel steps in the list are left to `augment_log_mel`.
     """
     lengths = torch.as_tensor(lengths, device=waveforms.device)
-    result = waveforms.float().masked_fill(~_own(waveforms, lengths), 0.0)
+    beyond = _beyond(waveforms, lengths)
+    result, draws = _silence(waveforms.float().clone(), beyond), draws.on(waveforms.device)
     for position, step in enumerate(steps):
         name = f"{position} {step.name}"
         rows = draws.chosen(name, step.p)
@@ -223,7 +228,7 @@ def augment_waveforms(
             continue
         index = torch.from_numpy(rows).to(result.device)
         changed = step._apply(result[index], lengths[index], draws.rows(rows), name)
-        result[index] = changed.masked_fill_(~_own(changed, lengths[index]), 0.0)
+        result[index] = _silence(changed, None if beyond is None else beyond[index])
     return result
 
 
@@ -232,7 +237,8 @@ def augment_log_mel(log_mel: Tensor, frames: Tensor, steps: Sequence[AugmentStep
 
     Frames beyond a clip's own stay 0.0. Waveform steps in the list are left to `augment_waveforms`.
     """
-    result = log_mel.clone()
+    beyond = _beyond(log_mel, frames)
+    result, draws = log_mel.clone(), draws.on(log_mel.device)
     for position, step in enumerate(steps):
         name = f"{position} {step.name}"
         rows = draws.chosen(name, step.p)
@@ -240,13 +246,22 @@ def augment_log_mel(log_mel: Tensor, frames: Tensor, steps: Sequence[AugmentStep
             continue
         index = torch.from_numpy(rows).to(result.device)
         changed = step._apply(result[index], frames[index], draws.rows(rows), name)
-        result[index] = changed.masked_fill_(~_own(changed, frames[index])[..., None], 0.0)
+        result[index] = _silence(changed, None if beyond is None else beyond[index])
     return result
 
 
-def _own(batch: Tensor, lengths: Tensor) -> Tensor:
-    """Return [B, S], True where a row is a clip and not its padding."""
-    return torch.arange(batch.shape[1], device=batch.device) < lengths[:, None]
+def _beyond(batch: Tensor, lengths: Tensor) -> Tensor | None:
+    """Return [B, S], True on the padding of a batch [B, S] or [B, S, F]; None where nothing is padded."""
+    if bool((lengths == batch.shape[1]).all()):
+        return None
+    return torch.arange(batch.shape[1], device=batch.device) >= lengths[:, None]
+
+
+def _silence(batch: Tensor, beyond: Tensor | None) -> Tensor:
+    """Set the padding of a batch to 0.0 in place."""
+    if beyond is None:
+        return batch
+    return batch.masked_fill_(beyond if batch.ndim == 2 else beyond[..., None], 0.0)
 
 
 def _between(bounds: tuple[float, float], drawn: Tensor) -> Tensor:
@@ -260,10 +275,12 @@ def _between_mel(bounds: tuple[float, float], drawn: Tensor) -> Tensor:
 
 def _roll(batch: Tensor, lengths: Tensor, shift: Tensor) -> Tensor:
     """Shift each row of [B, S] or [B, S, F] to the right, in a circle of its own length."""
-    places = torch.arange(batch.shape[1], device=batch.device)
-    source = places - (shift % lengths)[:, None]
-    source = torch.where(source < 0, source + lengths[:, None], source)
-    return batch[torch.arange(len(batch), device=batch.device)[:, None], source]
+    rolled = batch.clone()
+    # Two copies a row: the index tensor of a gather would be twice as large as the batch.
+    for row, (length, by) in enumerate(zip(lengths.tolist(), (shift % lengths).tolist(), strict=True)):
+        rolled[row, by:length] = batch[row, : length - by]
+        rolled[row, :by] = batch[row, length - by : length]
+    return rolled
 
 
 def _orders(rolloff_db: Sequence[int], drawn: Tensor) -> Tensor:

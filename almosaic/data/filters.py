@@ -10,8 +10,8 @@ from almosaic.features import SAMPLING_RATE
 _TAIL_SAMPLES = 65_536  # zeros behind a clip, so that the ringing of a filter does not wrap round
 
 
-def butterworth(waveforms: Tensor, lengths: Tensor, orders: Tensor, edges: Tensor) -> Tensor:
-    """Filter 16 kHz waveforms [B, S] of `lengths` [B] by orders [B]; each order falls by 6 dB per octave.
+def butterworth(waveforms: Tensor, orders: Tensor, edges: Tensor) -> Tensor:
+    """Filter 16 kHz waveforms [B, S] with orders [B]; each order falls by 6 dB per octave.
 
     `edges` [B, 1] are the corners of high-passes in Hz, `edges` [B, 2] those of band-stops; -3 dB there.
     A filter starts in the steady state of the first sample: that sample is taken out before, and put back
@@ -19,10 +19,8 @@ def butterworth(waveforms: Tensor, lengths: Tensor, orders: Tensor, edges: Tenso
     elsewhere it would not run in parallel, and the same response is applied to the spectrum.
     """
     first = waveforms[:, :1]
-    own = torch.arange(waveforms.shape[1], device=waveforms.device) < lengths[:, None]
-    centred = torch.where(own, waveforms - first, 0.0)
     run = filter_by_recursion if waveforms.device.type == "cpu" else filter_by_spectrum
-    filtered = run(centred, orders, edges)
+    filtered = run(waveforms - first, orders, edges)
     return filtered if edges.shape[1] == 1 else filtered + first
 
 
