@@ -36,7 +36,7 @@ def accuracy_over_parts(
 
     Returns:
         `accuracy` over all tested rows, its 95 % Wilson interval `low, high`, `n_train` of one fit, `n_test`
-        over all, and `parts {name: accuracy}`.
+        over all, `classes` and `parts {name: accuracy}`.
 
     Raises:
         AlmosaicError: Shapes that do not fit, non-finite features, parts without rows or that overlap, or a
@@ -67,6 +67,7 @@ def accuracy_over_parts(
         "high": high,
         "n_train": n_train,
         "n_test": total,
+        "classes": len(set(names)),
         "parts": {part: float(correct.mean()) for part, correct in right.items()},
     }
 

@@ -1,0 +1,219 @@
+"""Results on disk: results.json for programs, report.html for people, a table for the terminal.
+
+`results` is a dictionary of
+
+- `about`: `title`, `recipe`, `seed`, `git_revision`, `versions {package: version}`, `date`, and further facts
+  about the run as text or numbers; the caller gives them all,
+- `question_answering`: {model: what `question_answering.score` returned}, the model it is about first,
+- `captioning`: {model: what `captioning.score` returned},
+- `probe`: the rows of `probe.encoder_rows`,
+- `skipped`: {what was not measured: why}.
+
+Every part but `about` may be missing. `write_results` adds `schema_version`.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from almosaic.audio import SAMPLING_RATE
+from almosaic.errors import AlmosaicError
+from almosaic.evaluation import page
+from almosaic.evaluation.controls import AUDIO, CONDITIONS
+from almosaic.evaluation.plots import event_strip, interval_line, share_bars, spectrogram_uri, wav_uri
+from almosaic.evaluation.tables import (
+    NAMES,
+    Results,
+    caption_table,
+    headline,
+    model_table,
+    percent,
+    points,
+    probe_table,
+    question_table,
+    skipped,
+    table,
+)
+
+__all__ = ["SCHEMA_VERSION", "table", "write_report", "write_results"]
+
+SCHEMA_VERSION = 1
+AUDIO_BUDGET_SECONDS = 90.0  # 16-bit players of more would make the page too heavy: 43 kB a second
+
+Example = Mapping[str, Any]
+
+
+def write_results(folder: str | Path, results: Results) -> Path:
+    """Write `results.json` in one step and return its path; AlmosaicError where it cannot be written."""
+    try:
+        text = json.dumps({"schema_version": SCHEMA_VERSION, **results}, indent=1, allow_nan=False)
+    except ValueError as error:
+        raise AlmosaicError(
+            f"results hold a value that JSON cannot: {error}; report it as skipped"
+        ) from error
+    return _write(Path(folder) / "results.json", text + "\n")
+
+
+def write_report(folder: str | Path, results: Results, examples: Sequence[Example] = ()) -> Path:
+    """Write `report.html`, a page that needs no other file, and return its path.
+
+    Args:
+        folder: Where to; made when missing.
+        results: As above.
+        examples: What `question_answering.examples` returned.
+    """
+    about = results.get("about") or {}
+    title = str(about.get("title") or about.get("recipe") or "Evaluation")
+    sections = [
+        f"<h1>{escape(title)}</h1><p class='soft'>{escape(str(about.get('date', '')))}</p>",
+        _hero(results),
+        _questions(results),
+        _probes(results),
+        _captions(results),
+        _examples(examples),
+        _skipped(results),
+        _footer(about),
+    ]
+    return _write(Path(folder) / "report.html", page.page(title, sections))
+
+
+def _hero(results: Results) -> str:
+    sentence = headline(results)
+    if sentence is None:
+        return ""
+    score = next(iter(results["question_answering"].values()))
+    gap = score["gap"]
+    pairs = {name: score["templates"][name][AUDIO]["pair_accuracy"] for name in score["headline"]}
+    facts = {
+        "right with audio": percent(gap["accuracy"]),
+        f"best deaf control: {NAMES[gap['best_control']]}": percent(gap["best_control_accuracy"]),
+        "both twins right": percent(sum(pairs.values()) / len(pairs)),
+        "label oracle": percent(score["label_oracle"]),
+        "questions": str(score["questions"]),
+    }
+    listed = "".join(f"<div><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in facts.items())
+    return (
+        f'<p>{escape(sentence)}</p><div class="hero">'
+        f'<div class="big">{points(gap["gap"])} <small>points</small></div>'
+        f'<div>{interval_line(gap)}</div><div class="facts">{listed}</div></div>'
+    )
+
+
+def _questions(results: Results) -> str:
+    asked = results.get("question_answering") or {}
+    if not asked:
+        return ""
+    name, score = next(iter(asked.items()))
+    conditions = [c for c in CONDITIONS if c in score["mean"]]
+    groups = []
+    for template, row in score["templates"].items():
+        shares = {NAMES[c]: row[c]["accuracy"] for c in conditions}
+        gap = row["gap"]
+        note = f"gap {points(gap['gap'])} ({points(gap['low'])} to {points(gap['high'])})"
+        groups.append((template, note, shares))
+    chance = {template: row["chance"] for template, row in score["templates"].items() if row["chance"]}
+    body = page.key([NAMES[c] for c in conditions], "guessing") + share_bars(groups, chance)
+    shown = question_table(name, score)
+    body += page.html_table(shown.header, shown.rows)
+    parts = [
+        [kind, part, percent(row["accuracy"]), percent(row["pair_accuracy"]), str(row["pairs"])]
+        for kind, field in (("wordings", "wording"), ("label pairs", "label_pair"))
+        for part, row in score[field].items()
+    ]
+    body += page.html_table(["with audio", "in training", "accuracy", "both twins", "pairs"], parts)
+    if len(asked) > 1:
+        models = model_table(asked)
+        body += page.html_table(models.header, models.rows, first_bold=True)
+    lead = (
+        "Each question is asked of two scenes with the same wording and different answers, so text alone "
+        "cannot win. Thin bars: the same model deaf, hearing silence, another clip, or nothing."
+    )
+    return page.section("Questions", lead, body)
+
+
+def _probes(results: Results) -> str:
+    probes = results.get("probe") or []
+    if not probes:
+        return ""
+    shown = probe_table(probes)
+    groups = [
+        (row[0], f"{row[1]}{', layer ' + row[2] if row[2] else ''}", {"accuracy": probe["accuracy"]})
+        for row, probe in zip(shown.rows, probes, strict=True)
+    ]
+    guess = 1 / probes[0]["classes"] if probes[0].get("classes") else None
+    body = share_bars(groups, {row[0]: guess for row in shown.rows} if guess else {})
+    lead = "A linear classifier, or the nearest neighbours, on frozen features of clips it was not fitted on."
+    return page.section("What the encoder knows", lead, body + page.html_table(shown.header, shown.rows))
+
+
+def _captions(results: Results) -> str:
+    body = ""
+    for name, score in (results.get("captioning") or {}).items():
+        shown = caption_table(name, score)
+        body += f"<p>{escape(shown.title)}</p>" + page.html_table(shown.header, shown.rows, first_bold=True)
+    lead = (
+        "Facts are the sounds that a caption names, their order, number and overlap, read from its words. "
+        "Order, count and overlap are shares of the captions that name the sounds in question."
+    )
+    return page.section("Captions", lead, body) if body else ""
+
+
+def _examples(examples: Sequence[Example]) -> str:
+    cards = []
+    seconds_left = AUDIO_BUDGET_SECONDS
+    for example in examples:
+        seconds = len(example["waveform"]) / SAMPLING_RATE
+        seconds_left -= seconds
+        player = "<p class='soft'>too long for a player in this page</p>"
+        if seconds_left >= 0:
+            player = f'<audio controls preload="metadata" src="{wav_uri(example["waveform"])}"></audio>'
+        answers = "".join(
+            f"<dt>{escape(NAMES[condition])}</dt><dd>{escape(answer['text']) or '–'}</dd>"
+            + ('<dd class="ok">✓ right</dd>' if answer["correct"] else '<dd class="no">✗ wrong</dd>')
+            for condition, answer in example["predictions"].items()
+        )
+        cards.append(
+            '<article class="example"><img alt="log-mel spectrogram" '
+            f'src="{spectrogram_uri(example["waveform"])}">'
+            f"{event_strip(example['events'], seconds)}"
+            f'<div class="text"><span class="tag">{escape(example["template"])}</span>'
+            f"<h3>{escape(example['question'])}</h3>{player}"
+            f"<dl><dt>answer</dt><dd>{escape(example['answer'])}</dd><dd></dd>{answers}</dl></div></article>"
+        )
+    lead = "Pairs of twins, not picked by result. Under each spectrogram: what was put into the scene."
+    return page.section("Examples", lead, f'<div class="examples">{"".join(cards)}</div>') if cards else ""
+
+
+def _skipped(results: Results) -> str:
+    rows = [[what, reason] for what, reason in skipped(results).items()]
+    return page.section("Not measured", "", page.html_table(["what", "why"], rows)) if rows else ""
+
+
+def _footer(about: Mapping[str, Any]) -> str:
+    rows = []
+    for name, value in about.items():
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{key} {entry}" for key, entry in value.items())
+        if name != "title" and value not in (None, ""):
+            rows.append(f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(str(value))}</dd>")
+    return f"<footer><dl>{''.join(rows)}</dl></footer>"
+
+
+def _write(path: Path, text: str) -> Path:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise AlmosaicError(f"{path}: cannot be written: {error.strerror or error}") from error
+    return path

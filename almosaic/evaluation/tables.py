@@ -1,0 +1,184 @@
+"""The figures of an evaluation as rows of text: for the terminal, and for the tables of report.html."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from almosaic.evaluation.controls import AUDIO, CONDITIONS, ORACLE
+
+Results = Mapping[str, Any]
+NAMES = {
+    AUDIO: "audio",
+    "silence": "silence",
+    "shuffled": "shuffled",
+    "question_only": "question only",
+    ORACLE: "label oracle",
+}
+CAPTION_COLUMNS = {
+    "f1": "facts F1",
+    "precision": "precision",
+    "recall": "recall",
+    "order": "order",
+    "count": "count",
+    "overlap": "overlap",
+    "cider_d": "CIDEr-D",
+    "bleu1": "BLEU-1",
+    "bleu4": "BLEU-4",
+    "rouge_l": "ROUGE-L",
+}
+
+
+class Table(NamedTuple):
+    """A titled table of texts; the first column names the row."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def tables(results: Results) -> list[Table]:
+    """All tables of an evaluation, in the order of the report; parts that were not run have none."""
+    found: list[Table] = []
+    asked: Mapping[str, Any] = results.get("question_answering") or {}
+    for number, (name, score) in enumerate(asked.items()):
+        if number == 0:
+            found.append(question_table(name, score))
+    if len(asked) > 1:
+        found.append(model_table(asked))
+    if results.get("probe"):
+        found.append(probe_table(results["probe"]))
+    for name, score in (results.get("captioning") or {}).items():
+        found.append(caption_table(name, score))
+    return found
+
+
+def question_table(name: str, score: Mapping[str, Any]) -> Table:
+    """Accuracy per template beside the controls, pair accuracy and gap; the mean last."""
+    header = [
+        "question",
+        *(NAMES[condition] for condition in CONDITIONS),
+        "both twins",
+        "gap",
+        "95 %",
+        "guessing",
+    ]
+    rows = []
+    for template, row in [*score["templates"].items(), ("mean", {**score["mean"], "gap": score["gap_all"]})]:
+        gap = row["gap"]
+        accuracies = [percent(row[c]["accuracy"]) if c in row else "–" for c in CONDITIONS]
+        interval = f"{points(gap['low'])} to {points(gap['high'])}"
+        chance = percent(row.get("chance"))
+        rows.append(
+            [
+                template,
+                *accuracies,
+                percent(row[AUDIO]["pair_accuracy"]),
+                points(gap["gap"]),
+                interval,
+                chance,
+            ]
+        )
+    return Table(f"Questions answered right: {name}", header, rows)
+
+
+def model_table(asked: Mapping[str, Any]) -> Table:
+    """One line per model: accuracy, best control and gap over its headline templates."""
+    header = ["model", "audio", "best control", "gap", "95 %", "questions"]
+    rows = []
+    for name, score in asked.items():
+        gap = score["gap"]
+        interval = f"{points(gap['low'])} to {points(gap['high'])}"
+        control = f"{NAMES[gap['best_control']]} {percent(gap['best_control_accuracy'])}"
+        shares = [percent(gap["accuracy"]), control]
+        rows.append([name, *shares, points(gap["gap"]), interval, str(2 * gap["pairs"])])
+    return Table("The same questions, several models", header, rows)
+
+
+def probe_table(probes: Sequence[Mapping[str, Any]]) -> Table:
+    """One line per set of frozen features and protocol."""
+    rows = []
+    for probe in probes:
+        layer = "last" if probe["layer"] is None else str(probe["layer"])
+        layer = "" if "SVM" in probe["protocol"] else layer
+        protocol = f"kNN, k = {probe['k']}" if probe["protocol"] == "knn" else probe["protocol"]
+        interval = f"{percent(probe['low'])} to {percent(probe['high'])}"
+        counts = f"{probe['n_train']} / {probe['n_test']}"
+        rows.append([probe["features"], protocol, layer, percent(probe["accuracy"]), interval, counts])
+    header = ["features", "classifier", "layer", "accuracy", "95 %", "clips train / test"]
+    return Table("Labels read from frozen features", header, rows)
+
+
+def caption_table(name: str, score: Mapping[str, Any]) -> Table:
+    """Facts first, n-gram metrics after them; the baselines below the model."""
+    rows = []
+    for condition, system in score["systems"].items():
+        shown = "a reference" if condition == ORACLE else condition.removesuffix(" caption")
+        figures = [
+            (number(system[column]) if column == "cider_d" else percent(system[column]))
+            for column in CAPTION_COLUMNS
+        ]
+        rows.append([shown, *figures])
+    return Table(f"Captions of {score['clips']} scenes: {name}", ["caption", *CAPTION_COLUMNS.values()], rows)
+
+
+def headline(results: Results) -> str | None:
+    """One sentence on whether the first model listens; None where no questions were asked."""
+    asked: Mapping[str, Any] = results.get("question_answering") or {}
+    if not asked:
+        return None
+    score = next(iter(asked.values()))
+    gap = score["gap"]
+    over = "all templates" if gap["pairs"] == score["pairs"] else ", ".join(score["headline"])
+    verdict = "It listens" if gap["low"] > 0 else "No evidence yet that it listens"
+    return (
+        f"{verdict}: {percent(gap['accuracy'])} right with audio, {percent(gap['best_control_accuracy'])} by "
+        f"the best deaf control ({NAMES[gap['best_control']]}), a listening gap of {points(gap['gap'])} "
+        f"points (95 % interval {points(gap['low'])} to {points(gap['high'])}) over {over}."
+    )
+
+
+def table(results: Results, width: int = 118, color: bool = False) -> str:
+    """All tables and the headline for a terminal of that width; `color` adds ANSI codes."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    console = Console(file=io.StringIO(), width=width, force_terminal=color, highlight=False)
+    for part in tables(results):
+        drawn = RichTable(title=Text(part.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for place, name in enumerate(part.header):
+            drawn.add_column(Text(name), justify="right" if place else "left", no_wrap=place > 0)
+        for row in part.rows:
+            drawn.add_row(*map(Text, row))
+        console.print(drawn)
+    for what, reason in skipped(results).items():
+        console.print(Text(f"skipped: {what} ({reason})"))
+    if sentence := headline(results):
+        console.print(Text(sentence, style="bold"))
+    written = console.file
+    assert isinstance(written, io.StringIO)
+    return written.getvalue().rstrip() + "\n"
+
+
+def skipped(results: Results) -> dict[str, str]:
+    """What was not measured, and why."""
+    found = dict(results.get("skipped") or {})
+    for name, score in (results.get("captioning") or {}).items():
+        found |= {f"{metric} of {name}": reason for metric, reason in score["skipped"].items()}
+    return found
+
+
+def percent(share: float | None) -> str:
+    """0.885 -> 88.5 %."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def points(difference: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def number(value: float | None) -> str:
+    """Two decimals."""
+    return "–" if value is None else f"{value:.2f}"
