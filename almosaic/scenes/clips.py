@@ -4,15 +4,17 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
+from almosaic.audio import SAMPLING_RATE
 from almosaic.errors import AlmosaicError
 
 CACHE_BYTES = 512 << 20  # holds the waveforms of 1,600 five-second clips
+REGION_TOLERANCE_SECONDS = 0.05
 EVENT_SECONDS = (0.08, 1.2)  # the length of a short event
 
 Span = tuple[float, float]
@@ -107,12 +109,22 @@ class Bank:
     def __len__(self) -> int:
         return len(self.clips)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the waveforms: loader processes fill a cache of their own."""
+        return {**self.__dict__, "_cache": OrderedDict(), "_cached_bytes": 0}
+
     def waveform(self, clip: BankClip) -> NDArray[np.float32]:
         """The whole clip, [S] float32 at 16 kHz; do not write to it."""
         if clip.id in self._cache:
             self._cache.move_to_end(clip.id)
             return self._cache[clip.id]
         audio = self._load(clip)
+        seconds = len(audio) / SAMPLING_RATE
+        if clip.regions[-1][1] > seconds + REGION_TOLERANCE_SECONDS:
+            raise AlmosaicError(
+                f"clip {clip.id!r}: regions end at {clip.regions[-1][1]:g} s, the audio at {seconds:g} s; "
+                "measure the regions again"
+            )
         self._cache[clip.id] = audio
         self._cached_bytes += audio.nbytes
         while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:

@@ -1,10 +1,11 @@
 """From a plan to a scene and from its record to audio: lay out, level, check by ear of the energy, render."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,12 +104,16 @@ class ScenePool(Sequence[Scene]):
         self.bank, self.settings, self.split, self.seed = bank, settings, split, seed
         self._length = count
         self._scenes: dict[int, Scene] = {}
-        self._plans: dict[int, list[Plan]] = {}
+        self._blocks: dict[int, list[tuple[Plan, int]]] = {}
 
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Scene: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Scene]: ...
+    def __getitem__(self, index: int | slice) -> Scene | list[Scene]:
         """Scene by index, or a list of scenes by slice."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self._length))]
@@ -116,30 +121,25 @@ class ScenePool(Sequence[Scene]):
             raise IndexError(f"scene {index} of {self._length}")
         index = int(index) % self._length
         if index not in self._scenes:
-            self._scenes[index] = self._compose(index)
+            block, place = divmod(index, BLOCK * len(self.settings.templates))
+            plan, twin = self._block(block)[place]
+            key_parts = (self.split, self.seed, index)
+            self._scenes[index] = compose_plan(self.bank, self.settings, plan, *key_parts, twins=(twin,))[0]
         return self._scenes[index]
 
-    def __iter__(self) -> Iterator[Scene]:
-        return (self[i] for i in range(self._length))
-
-    def _compose(self, index: int) -> Scene:
-        """Templates take turns; the twins of one template do too, after one round of its answers."""
-        templates = self.settings.templates
-        turn = index // len(templates)
-        plan = self._block(turn // BLOCK)[index % (BLOCK * len(templates))]
-        answers = {"count": self.settings.count_limit, "distinct": self.settings.sounds_limit}
-        twin = turn // answers.get(plan.template, 1) % 2
-        key_parts = (self.split, self.seed, index)
-        return compose_plan(self.bank, self.settings, plan, *key_parts, twins=(twin,))[0]
-
-    def _block(self, block: int) -> list[Plan]:
-        if block not in self._plans:
+    def _block(self, block: int) -> list[tuple[Plan, int]]:
+        """Templates take turns; so do the twins of a template, after each round of its answers."""
+        if block not in self._blocks:
             rng = generator("pool", RECIPE_VERSION, self.seed, self.split, block)
             planner = Planner(self.bank, self.settings, self.split == "train", rng)
-            self._plans[block] = [
-                next_plan(planner, template) for _ in range(BLOCK) for template in self.settings.templates
-            ]
-        return self._plans[block]
+            rounds = {"count": self.settings.count_limit, "distinct": self.settings.sounds_limit}
+            dealt: Counter[str] = Counter()
+            self._blocks[block] = []
+            for template in BLOCK * self.settings.templates:
+                twin = dealt[template] // rounds.get(template, 1) % 2
+                self._blocks[block].append((next_plan(planner, template), twin))
+                dealt[template] += 1
+        return self._blocks[block]
 
 
 def scene_pool(bank: Bank, settings: SceneSettings, split: str, count: int, seed: int) -> ScenePool:

@@ -33,7 +33,7 @@ LONGER_RATIO = 2.0  # one of two sounds is called the longer from this ratio of 
 class SceneSettings(Settings):
     """How scenes are laid out; lengths in seconds, levels in dBFS."""
 
-    duration_seconds: float = Field(default=10.0, ge=2.0, le=60.0)
+    duration_seconds: float = Field(default=10.0, ge=3.0, le=60.0)
     templates: tuple[Template, ...] = Field(default=TEMPLATES, min_length=1)
     heldout_label_pairs: bool = True
     level_dbfs: float = -23.0
@@ -44,8 +44,8 @@ class SceneSettings(Settings):
     gap_seconds: float = 0.4  # at least this between separate sounds
     max_excerpt_seconds: float = 3.0
     max_long_seconds: float = 4.0
-    max_count: int = Field(default=5, ge=2)
-    max_sounds: int = Field(default=4, ge=2)
+    max_count: int = Field(default=5, ge=2, le=10)
+    max_sounds: int = Field(default=4, ge=2, le=6)
     attempts: int = Field(default=25, ge=1)
 
     def room(self, sounds: int) -> float:
