@@ -1,7 +1,7 @@
 """Speed and memory of one contrastive training step, beside the matrix-product ceiling of the same machine.
 
-Run from a checkout: `python -m benchmarks.pretrain_step --preset tiny --batch 32`. Input is random and already
-on the device, so that only forward, backward and the AdamW step are timed.
+Run from a checkout: `python -m benchmarks.pretrain_step --preset tiny --batch 32`. Input is random and on the
+device, so that only forward, backward and the AdamW step are timed.
 """
 
 import argparse

@@ -82,7 +82,7 @@ def test_time_frequency_is_both_cuts_on_one_view():
 
 
 def test_released_axes_are_the_swapped_ones():
-    """The published "time" keeps blocks of 8 patch columns, its "frequency" combs of one band (facts 4)."""
+    """The published "time" keeps blocks of 8 patch columns, its "frequency" combs of one band."""
     blocks = image(released_time_mask(GRID, 2, ratio=0.6, generator=seeded()))
     assert blocks.sum((1, 2)).tolist() == [192, 192]
     coarse = blocks.reshape(2, 8, 64)

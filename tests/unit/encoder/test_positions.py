@@ -43,7 +43,7 @@ def ramp(grid):
 
 
 def test_released_resizing_averages_pairs_of_its_rows():
-    """From 1024 to 512 frames: rows of 32 tokens, new row i = mean of old rows 2i and 2i + 1 (facts 3.2)."""
+    """From 1024 to 512 frames: rows of 32 tokens, new row i = mean of old rows 2i and 2i + 1."""
     table = torch.randn(1, 513, 4)
     found = resize_table(table, PatchGrid(64, 8), PatchGrid(32, 8), "released")
     rows = table[0, 1:].reshape(16, 32, 4)
