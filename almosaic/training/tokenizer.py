@@ -60,12 +60,16 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, folder: Path) -> PreT
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.model").write_bytes(model.getvalue())
-    (folder / "tokenizer_config.json").write_text(json.dumps(_config(), indent=1), encoding="utf-8")
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    config = _config({pieces.piece_to_id(role): role for role in ROLES})
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(CHATML, encoding="utf-8")
     return AutoTokenizer.from_pretrained(folder)
 
 
-def _config() -> dict[str, Any]:
+def _config(whole: dict[int, str]) -> dict[str, Any]:
+    """The folder's settings; `whole` are ordinary words that must stay one token."""
+    plain = {"normalized": False, "lstrip": False, "rstrip": False, "single_word": True, "special": False}
     return {
         "tokenizer_class": "LlamaTokenizer",
         "unk_token": UNKNOWN,
@@ -73,6 +77,7 @@ def _config() -> dict[str, Any]:
         "eos_token": EOS,
         "pad_token": PAD,
         "additional_special_tokens": [START, AUDIO_TOKEN],
+        "added_tokens_decoder": {str(id_): {"content": word, **plain} for id_, word in whole.items()},
         "add_bos_token": False,
         "add_eos_token": False,
         "add_prefix_space": True,

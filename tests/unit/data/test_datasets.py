@@ -1,0 +1,242 @@
+"""Rows for training: stateless crops and questions, joined sources, and the rule for bad clips."""
+
+import numpy as np
+import pytest
+
+from almosaic.data.clips import BadClips, FileClips, JoinedClips, ManifestClips, SceneClips
+from almosaic.data.datasets import CaptionDataset, ChatDataset, ChatFileDataset, PretrainDataset
+from almosaic.data.formats import question
+from almosaic.data.manifest import ManifestRow
+from almosaic.data.scene_chat import (
+    CAPTION_PROMPTS,
+    TIMELINE_PROMPTS,
+    SceneChatDataset,
+    SceneChatSettings,
+    SceneTextDataset,
+    SceneTextSettings,
+    training_pool,
+)
+from almosaic.errors import AlmosaicError, AudioError
+from almosaic.scenes.bank import SyntheticBank, open_bank
+from almosaic.scenes.scene import SceneSettings
+
+RATE = 16_000
+TEMPLATES = ("presence", "first", "choice", "count")
+
+
+class Numbered:
+    """Clip i is i + 0.1 epoch, constant; some cannot be read."""
+
+    def __init__(self, clips, bad=(), name="clip"):
+        self.clips, self.bad, self.name = clips, bad, name
+
+    def __len__(self):
+        return self.clips
+
+    def waveform(self, index, epoch):
+        if index in self.bad:
+            raise AudioError(f"{self.name} {index}: damaged; fetch it again")
+        return np.full(800, index + 0.1 * epoch, np.float32)
+
+    def fingerprint(self):
+        return f"{self.name} {self.clips} {self.bad}"
+
+
+@pytest.fixture(scope="module")
+def ramp(tmp_path_factory):
+    """A 4-second file in which the value tells the time."""
+    soundfile = pytest.importorskip("soundfile")
+    path = tmp_path_factory.mktemp("clips") / "ramp.wav"
+    soundfile.write(path, (np.arange(4 * RATE) / (4 * RATE)).astype(np.float32), RATE, subtype="FLOAT")
+    return path
+
+
+def test_crops_depend_on_seed_epoch_and_clip_alone(ramp):
+    clips = FileClips([ramp, ramp], crop_seconds=1.0, seed=3)
+    first, other_clip, other_epoch = clips.waveform(0, 0), clips.waveform(1, 0), clips.waveform(0, 1)
+    assert len(first) == RATE
+    assert len({first[0], other_clip[0], other_epoch[0]}) == 3
+    assert np.array_equal(FileClips([ramp, ramp], 1.0, seed=3).waveform(0, 0), first)
+    assert FileClips([ramp, ramp], 1.0, seed=4).waveform(0, 0)[0] != first[0]
+
+
+def test_crops_cover_the_whole_file_and_short_files_stay_whole(ramp):
+    clips = FileClips([ramp], crop_seconds=1.0)
+    starts = [clips.waveform(0, epoch)[0] * 4 for epoch in range(200)]
+    assert min(starts) < 0.1 and 2.9 < max(starts) <= 3.0
+    assert len(FileClips([ramp], crop_seconds=9.0).waveform(0, 0)) == 4 * RATE
+    assert len(FileClips([ramp]).waveform(0, 5)) == 4 * RATE
+
+
+def test_a_fingerprint_changes_with_the_files(ramp, tmp_path):
+    row = ManifestRow(id="a", audio="ramp.wav", path=ramp)
+    before = ManifestClips([row]).fingerprint()
+    assert ManifestClips([row]).fingerprint() == before
+    assert ManifestClips([row], crop_seconds=1.0).fingerprint() != before
+    copy = tmp_path / "ramp.wav"
+    copy.write_bytes(ramp.read_bytes())
+    assert FileClips([copy]).fingerprint() != before
+    first = FileClips([copy]).fingerprint()
+    copy.write_bytes(ramp.read_bytes() + b"\0")
+    assert FileClips([copy]).fingerprint() != first
+
+
+def test_joined_sources_are_numbered_through():
+    joined = JoinedClips([Numbered(3), Numbered(2)])
+    assert len(joined) == 5
+    assert [joined.waveform(index, 0)[0] for index in range(5)] == [0, 1, 2, 0, 1]
+    assert joined.fingerprint() != JoinedClips([Numbered(2), Numbered(3)]).fingerprint()
+
+
+def test_the_next_clip_takes_the_place_of_a_bad_one_and_both_are_named(caplog):
+    source = Numbered(100, bad=(4, 5, 99))
+    bad = BadClips(100, limit_share=0.03)
+    rows = PretrainDataset(source, bad.attempts)
+    row = rows[4]
+    assert row["clip_index"] == 6 and row["waveform"][0] == 6
+    assert [index for index, _ in row["bad_clips"]] == [4, 5]
+    assert rows[99]["clip_index"] == 0
+    bad.note(row["bad_clips"])
+    bad.note(row["bad_clips"])
+    assert caplog.text.count("skipped clip 4, the next one takes its place: clip 4: damaged") == 1
+    bad.note(rows[99]["bad_clips"])
+    with pytest.raises(
+        AlmosaicError, match=r"4 of 100 clips cannot be used, more than .* 0.03; the last: gone"
+    ):
+        bad.note([(50, "gone")])
+
+
+def test_when_nothing_can_be_read_the_run_stops():
+    bad = BadClips(1000, limit_share=0.01)
+    rows = PretrainDataset(Numbered(1000, bad=range(1000)), bad.attempts)
+    row = rows[3]
+    assert row["waveform"] is None and len(row["bad_clips"]) == 11
+    with pytest.raises(AlmosaicError, match="11 of 1000 clips"):
+        bad.note(row["bad_clips"])
+
+
+def test_captions_take_turns_and_depend_on_the_epoch(ramp):
+    rows = [
+        ManifestRow(id="a", audio="a.wav", path=ramp, captions=("one", "two")),
+        ManifestRow(id="b", audio="b.wav", path=ramp),
+    ]
+    data = CaptionDataset(rows, seed=1)
+    assert len(data) == 1
+    answers, prompts = set(), set()
+    for epoch in range(30):
+        data.set_epoch(epoch)
+        user, assistant = data[0]["messages"]
+        assert user == question(user["content"][-1]["text"])
+        prompts.add(user["content"][-1]["text"])
+        answers.add(assistant["content"])
+    assert answers == {"one", "two"} and prompts == set(CAPTION_PROMPTS)
+    with pytest.raises(AlmosaicError, match="with captions, found none among 1"):
+        CaptionDataset(rows[1:], seed=1)
+
+
+def chat_file(*audios):
+    message = {"role": "assistant", "content": "yes"}
+    return [{"id": str(n), "messages": [question("?"), message], "audios": [a]} for n, a in enumerate(audios)]
+
+
+def test_chat_rows_share_clips_and_parts_are_joined(ramp):
+    files = ChatFileDataset(chat_file(str(ramp), "gone.wav", str(ramp)))
+    assert len(files.source) == 2 and [row["clips"] for row in files] == [[0], [1], [0]]
+    captions = CaptionDataset([ManifestRow(id="a", audio="a", path=ramp, captions=("x",))], seed=0)
+    joined = ChatDataset([captions, files], attempts=2)
+    assert len(joined) == 4 and len(joined.source) == 3
+    item = joined[1]
+    assert len(item["waveforms"][0]) == 4 * RATE and item["frames"] == [398]
+    replaced = joined[2]
+    assert replaced["clip_index"] == 3 and replaced["bad_clips"][0][0] == 2
+    assert "gone.wav" in replaced["bad_clips"][0][1]
+
+
+class Cached:
+    def frames(self, index):
+        return [398, 0][index]
+
+    def __getitem__(self, index):
+        return np.zeros((1, 2, 2, 3), np.float16)
+
+
+def test_with_a_cache_no_audio_is_read(ramp):
+    data = ChatDataset([ChatFileDataset(chat_file(str(ramp), "gone.wav"))], attempts=2, cache=Cached())
+    item = data[0]
+    assert "waveforms" not in item and item["features"][0].shape == (1, 2, 2, 3) and item["frames"] == [398]
+    assert data[1]["clip_index"] == 0 and "no features" in data[1]["bad_clips"][0][1]
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    bank = open_bank(SyntheticBank(clips_per_kind=6), "train")
+    settings = SceneSettings(duration_seconds=5.0, templates=TEMPLATES)
+    return bank, settings, training_pool(bank, settings, 24, 0)
+
+
+def test_stages_share_the_composed_scenes(scenes):
+    bank, settings, pool = scenes
+    assert training_pool(bank, settings, 24, 0) is pool
+
+
+def test_scene_questions_are_fresh_in_each_epoch_and_stateless(scenes):
+    bank, settings, pool = scenes
+    data = SceneChatDataset(pool, bank, SceneChatSettings(captions=0.0), 7, settings.templates)
+    first = [data[index] for index in range(24)]
+    data.set_epoch(1)
+    second = [data[index] for index in range(24)]
+    assert sum(a["messages"] != b["messages"] for a, b in zip(first, second, strict=True)) > 12
+    again = SceneChatDataset(pool, bank, SceneChatSettings(captions=0.0), 7, settings.templates)
+    assert [again[index] for index in reversed(range(24))] == first[::-1]
+    assert [row["clips"] for row in first] == [[index] for index in range(24)]
+    assert not any(row["messages"][0]["content"][-1]["text"] in CAPTION_PROMPTS for row in first)
+
+
+def test_shares_and_weights_of_what_is_asked(scenes):
+    bank, settings, pool = scenes
+    mixed = SceneChatSettings(captions=0.5, templates={"presence": 3.0, "count": 1.0})
+    data = SceneChatDataset(pool, bank, mixed, 7)
+    asked = []
+    for epoch in range(20):
+        data.set_epoch(epoch)
+        asked += [data[index]["messages"] for index in range(24)]
+    prompts = [messages[0]["content"][-1]["text"] for messages in asked]
+    share = sum(prompt in CAPTION_PROMPTS for prompt in prompts) / len(prompts)
+    assert share == pytest.approx(0.5, abs=0.08)
+    answers = [
+        messages[1]["content"]
+        for messages in asked
+        if messages[0]["content"][-1]["text"] not in CAPTION_PROMPTS
+    ]
+    assert sum(answer in ("yes", "no") for answer in answers) / len(answers) > 0.5
+    with pytest.raises(AlmosaicError, match="no templates are given"):
+        SceneChatDataset(pool, bank, SceneChatSettings(templates={}), 7)
+
+
+def test_a_text_stands_for_the_clip_and_captions_are_never_copied(scenes):
+    bank, settings, pool = scenes
+    text = SceneTextSettings(captions=0.3, timelines=0.3, timeline_contexts=0.5, slots=16)
+    data = SceneTextDataset(pool, bank, text, 7, settings.templates)
+    timelines = questions = 0
+    for epoch in range(4):
+        data.set_epoch(epoch)
+        for index in range(24):
+            row = data[index]
+            prompt = row["messages"][0]["content"][-1]["text"]
+            as_timeline = len(row["context"].split()) == 16
+            if prompt in CAPTION_PROMPTS:
+                assert as_timeline
+            elif prompt in TIMELINE_PROMPTS:
+                assert not as_timeline and len(row["messages"][1]["content"].split()) == 16
+            else:
+                timelines, questions = timelines + as_timeline, questions + 1
+    assert 0.25 < timelines / questions < 0.75
+
+
+def test_scene_audio_is_the_same_in_every_epoch_and_its_hash_follows_the_pool(scenes):
+    bank, settings, pool = scenes
+    clips = SceneClips(pool, bank)
+    assert np.array_equal(clips.waveform(2, 0), clips.waveform(2, 9))
+    assert len(clips.waveform(0, 0)) == 5 * RATE
+    other = SceneClips(training_pool(bank, settings, 24, 1), bank)
+    assert clips.fingerprint() != other.fingerprint()

@@ -1,0 +1,123 @@
+"""Learning-rate curves, parameter groups, and which keys may be passed on to the library."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from almosaic.errors import AlmosaicError
+from almosaic.training.optim import (
+    OWNED,
+    OptimSettings,
+    check_trainer_keys,
+    parameter_groups,
+    rate_factor,
+    training_arguments,
+)
+
+
+def curve(total, **settings):
+    chosen = OptimSettings(steps=total, **settings)
+    return [rate_factor(chosen, step, total) for step in range(total + 1)]
+
+
+def test_warm_up_rises_in_equal_steps_to_the_peak():
+    rates = curve(100, warmup=0.04, schedule="linear")
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_schedules_end_where_they_should():
+    assert curve(100, warmup=0.0, schedule="cosine")[50] == pytest.approx(0.5)
+    assert curve(100, warmup=0.0, schedule="cosine")[100] == pytest.approx(0.0)
+    assert curve(100, warmup=0.0, schedule="linear", min_ratio=0.1)[100] == pytest.approx(0.1)
+    late = curve(100, warmup=0.0, schedule="constant_then_linear", decay_share=0.4)
+    assert late[60] == 1.0 and late[80] == pytest.approx(0.5) and late[100] == pytest.approx(0.0)
+    assert all(before >= after for before, after in zip(late, late[1:], strict=False))
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(4, 4)
+        self.encoder.pos_embed = nn.Parameter(torch.zeros(1, 5, 4))
+        self.encoder.cls_token = nn.Parameter(torch.zeros(1, 1, 4))
+        self.head = nn.Linear(4, 2)
+
+
+PARTS = {"encoder": "encoder", "head": "head"}
+
+
+def test_each_part_has_its_rate_and_vectors_and_positions_do_not_decay():
+    model = Model()
+    settings = OptimSettings(steps=1, learning_rate={"encoder": 1e-4, "head": 1e-2}, weight_decay=0.3)
+    groups = parameter_groups(model, settings, PARTS)
+    found = {
+        id(parameter): (group["lr"], group["weight_decay"])
+        for group in groups
+        for parameter in group["params"]
+    }
+    assert found == {
+        id(model.encoder.weight): (1e-4, 0.3),
+        id(model.encoder.bias): (1e-4, 0.0),
+        id(model.encoder.pos_embed): (1e-4, 0.0),
+        id(model.encoder.cls_token): (1e-4, 0.0),
+        id(model.head.weight): (1e-2, 0.3),
+        id(model.head.bias): (1e-2, 0.0),
+    }
+
+
+def test_frozen_parts_are_left_out_and_their_rates_refused():
+    model = Model()
+    model.encoder.requires_grad_(False)
+    groups = parameter_groups(model, OptimSettings(steps=1, learning_rate=0.1), PARTS)
+    assert sum(len(group["params"]) for group in groups) == 2
+    both = OptimSettings(steps=1, learning_rate={"encoder": 1e-4, "head": 1e-2})
+    with pytest.raises(AlmosaicError, match=r"each trained part \(head\), found encoder, head"):
+        parameter_groups(model, both, PARTS)
+    model.head.requires_grad_(False)
+    with pytest.raises(AlmosaicError, match="nothing to train: all of encoder, head are frozen"):
+        parameter_groups(model, both, PARTS)
+
+
+def test_a_trained_part_without_a_rate_is_refused():
+    with pytest.raises(AlmosaicError, match=r"\(encoder, head\), found head"):
+        parameter_groups(Model(), OptimSettings(steps=1, learning_rate={"head": 1e-2}), PARTS)
+
+
+def test_trainer_keys_are_checked():
+    check_trainer_keys({"gradient_checkpointing": True})
+    with pytest.raises(AlmosaicError, match="learning_rat is not a field .* valid: .*torch_compile"):
+        check_trainer_keys({"learning_rat": 1})
+    with pytest.raises(AlmosaicError, match="trainer.max_steps is decided by `steps`"):
+        check_trainer_keys({"max_steps": 1})
+    with pytest.raises(ValidationError, match="decided by the recipe's `seed`"):
+        OptimSettings(steps=1, trainer={"seed": 3})
+
+
+def test_owned_keys_exist_in_the_library(tmp_path):
+    import dataclasses
+
+    from transformers import TrainingArguments
+
+    fields = {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert OWNED.keys() - fields <= {"logging_dir"}  # gone from the newest releases
+
+
+def test_steps_or_epochs_not_both():
+    with pytest.raises(ValidationError, match="found neither"):
+        OptimSettings()
+    with pytest.raises(ValidationError, match="found both"):
+        OptimSettings(steps=3, epochs=1)
+
+
+def test_the_batch_is_split_over_accumulation(tmp_path):
+    arguments = training_arguments(OptimSettings(steps=3, batch_size=8, accumulation=2), tmp_path, 0)
+    assert arguments.per_device_train_batch_size == 4
+    assert arguments.gradient_accumulation_steps == 2
+    with pytest.raises(ValidationError, match="batch_size 8 does not divide by accumulation 3"):
+        OptimSettings(steps=3, batch_size=8, accumulation=3)
+
+
+def test_a_field_of_the_library_is_passed_on(tmp_path):
+    settings = OptimSettings(steps=3, trainer={"gradient_checkpointing": True, "adam_epsilon": 1e-6})
+    assert training_arguments(settings, tmp_path, 0).adam_epsilon == 1e-6

@@ -1,0 +1,199 @@
+"""The trainer: epochs reach the data, nothing non-finite is learned, checkpoints are whole, Ctrl-C is clean."""
+
+import errno
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from almosaic.errors import AlmosaicError
+from almosaic.training.callbacks import Interrupted
+
+sys.path.insert(0, str(Path(__file__).parent))
+from toy import ToyRows, collate, losses, toy_trainer
+
+
+def weights(trainer):
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_each_epoch_reaches_the_data_and_every_row_comes_once(tmp_path, workers):
+    seen = []
+    toy_trainer(tmp_path, seen, steps=12, workers=workers).run(False)
+    assert [epoch for epoch, _, _ in seen] == [0] * 5 + [1] * 5 + [2] * 2
+    assert all(set(of_rows) == {epoch} for epoch, of_rows, _ in seen)
+    first = [clip for _, _, clips in seen[:5] for clip in clips]
+    assert sorted(first) == list(range(20))
+    assert first != [clip for _, _, clips in seen[5:10] for clip in clips]
+
+
+def test_an_incomplete_batch_is_kept_or_dropped_as_asked(tmp_path):
+    kept, dropped = [], []
+    toy_trainer(tmp_path / "a", kept, rows=10, steps=3).run(False)
+    toy_trainer(tmp_path / "b", dropped, rows=10, steps=3, drop_last=True).run(False)
+    assert [len(clips) for _, _, clips in kept] == [4, 4, 2]
+    assert [len(clips) for _, _, clips in dropped] == [4, 4, 4]
+    assert [epoch for epoch, _, _ in dropped] == [0, 0, 1]
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path):
+    with pytest.raises(AlmosaicError, match="batch_size 4 is larger than the 3 clips"):
+        toy_trainer(tmp_path, rows=3, drop_last=True)
+
+
+def test_prepare_runs_without_gradients_and_outside_autocast(tmp_path):
+    trainer = toy_trainer(tmp_path, precision="bf16", steps=1)
+    states = []
+    inner = trainer.prepare
+
+    def prepare(batch, epoch):
+        states.append((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+        return {**inner(batch, epoch), "metrics": {"share": torch.tensor(0.25)}}
+
+    trainer.prepare = prepare
+    trainer.run(False)
+    assert states == [(False, False)]
+    assert trainer.state.log_history[0]["share"] == 0.25
+
+
+def test_metrics_of_the_model_are_averaged_into_the_log(tmp_path):
+    fine = toy_trainer(tmp_path / "a", steps=4)
+    fine.run(False)
+    coarse = toy_trainer(tmp_path / "b", steps=4, log_steps=4)
+    coarse.run(False)
+    each = [entry["mean_error"] for entry in fine.state.log_history if "mean_error" in entry]
+    assert coarse.state.log_history[0]["mean_error"] == pytest.approx(sum(each) / 4, abs=1e-6)
+
+
+@pytest.mark.parametrize("where", ["x", "target"])
+def test_non_finite_training_stops_before_the_step(tmp_path, where):
+    def spoiled(rows):
+        batch = collate(rows)
+        if 7 in batch["clip_index"]:
+            batch[where][0] = float("nan")
+        return batch
+
+    seen = []
+    trainer = toy_trainer(tmp_path, seen, collator=spoiled)
+    step = next(
+        number
+        for number, clips in enumerate(torch.tensor(list(iter(trainer.order))).view(5, 4).tolist(), start=1)
+        if 7 in clips
+    )
+    taken = []
+    trainer.create_optimizer().register_step_post_hook(lambda *_: taken.append(1))
+    trainer.create_optimizer = lambda model=None: trainer.optimizer
+    with pytest.raises(AlmosaicError, match=rf"non-finite|bad gradient.* at step {step};") as caught:
+        trainer.run(False)
+    assert "\n" not in str(caught.value)
+    assert len(taken) == step - 1
+    assert all(torch.isfinite(value).all() for value in trainer.model.state_dict().values())
+
+
+def test_the_last_two_checkpoints_are_kept_and_nothing_is_pickled_but_tensors(tmp_path):
+    toy_trainer(tmp_path, steps=10, save_steps=3).run(False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-10",
+        "checkpoint-9",
+        "training_log.json",
+    ]
+    files = {path.name for path in (tmp_path / "checkpoint-9").iterdir()}
+    assert "training_args.bin" not in files and "model.safetensors" in files
+    for name in ("optimizer.pt", "scheduler.pt"):
+        torch.load(tmp_path / "checkpoint-9" / name, weights_only=True)
+
+
+def test_resume_ignores_what_is_not_whole(tmp_path):
+    whole = toy_trainer(tmp_path / "a", steps=8)
+    whole.run(False)
+    part = toy_trainer(tmp_path / "b", steps=8, save_steps=5)
+    part.run(False)
+    (tmp_path / "b/checkpoint-8").rename(tmp_path / "b/tmp-checkpoint-8")
+    (tmp_path / "b/checkpoint-99").mkdir()
+    resumed = toy_trainer(tmp_path / "b", steps=8)
+    resumed.run(True)
+    assert resumed._initial_global_step == 5
+    assert losses(resumed) == losses(whole)
+
+
+def test_resuming_a_finished_stage_changes_nothing(tmp_path):
+    done = toy_trainer(tmp_path, steps=7)
+    done.run(False)
+    again = toy_trainer(tmp_path, steps=7)
+    again.run(True)
+    assert again.state.global_step == 0
+    for name, value in weights(done).items():
+        assert torch.equal(value, again.model.state_dict()[name])
+
+
+def interrupting(trainer, at, times=1):
+    """Send Ctrl-C to this process in the middle of step `at`."""
+    inner, calls = trainer.prepare, []
+
+    def prepare(batch, epoch):
+        calls.append(1)
+        if len(calls) == at:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+        return inner(batch, epoch)
+
+    trainer.prepare = prepare
+
+
+def test_ctrl_c_saves_stops_and_resumes_to_the_same_losses(tmp_path, caplog):
+    whole = toy_trainer(tmp_path / "a")
+    whole.run(False)
+    stopped = toy_trainer(tmp_path / "b")
+    interrupting(stopped, at=7)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match="stopped at step 7 of 12; .*--resume"):
+        stopped.run(False)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "again to stop at once" in caplog.text
+    assert (tmp_path / "b/checkpoint-7").is_dir()
+    resumed = toy_trainer(tmp_path / "b")
+    resumed.run(True)
+    assert losses(resumed) == losses(whole)
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    trainer = toy_trainer(tmp_path)
+    interrupting(trainer, at=3, times=2)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(False)
+    assert not (tmp_path / "checkpoint-3").exists()
+
+
+def test_ctrl_c_in_the_last_step_is_a_finished_stage(tmp_path):
+    trainer = toy_trainer(tmp_path, steps=3)
+    interrupting(trainer, at=3)
+    trainer.run(False)
+    assert trainer.state.global_step == 3
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_last_whole_checkpoint(tmp_path, monkeypatch):
+    trainer = toy_trainer(tmp_path, save_steps=4)
+    real = torch.save
+
+    def save(content, file, *args, **kwargs):
+        if "checkpoint-8" in str(file):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(content, file, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(
+        AlmosaicError, match=r"cannot write .*checkpoint-8: no space left on device; free"
+    ) as caught:
+        trainer.run(False)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+
+
+def test_rows_are_the_same_whatever_the_order_they_are_read_in():
+    rows = ToyRows()
+    rows.set_epoch(3)
+    assert torch.equal(rows[4]["x"], (rows[9], rows[4])[1]["x"])
