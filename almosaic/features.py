@@ -140,7 +140,7 @@ def _window(device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _mel_bank(num_mel_bins: int, device: torch.device) -> Tensor:
-    """Return triangles [FFT lines, F], linear in mel(f) = 1127 ln(1 + f / 700); the Nyquist line weighs 0."""
+    """Return triangles [FFT lines, F], linear in mel(f) = 1127 ln(1 + f / 700)."""
     with torch.inference_mode(False):
         lines = torch.arange(_FFT_SAMPLES // 2 + 1, dtype=torch.float64) * (SAMPLING_RATE / _FFT_SAMPLES)
         low, high = (1127.0 * math.log1p(hertz / 700.0) for hertz in (_LOW_HZ, _HIGH_HZ))
@@ -150,7 +150,6 @@ def _mel_bank(num_mel_bins: int, device: torch.device) -> Tensor:
         weights = torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp_min(
             0.0
         )
-        weights[-1] = 0.0
         return weights.float().to(device)
 
 
