@@ -1,4 +1,4 @@
-"""Conversations about composed scenes: a fresh question or caption for each scene in each epoch, heard or read."""
+"""Conversations about composed scenes, heard or read: a fresh question or caption per scene and epoch."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -16,15 +16,15 @@ from almosaic.data.prompts import CAPTION_PROMPTS, TIMELINE_PROMPTS
 from almosaic.errors import AlmosaicError
 from almosaic.scenes.bank import Bank
 from almosaic.scenes.captions import captions, timeline
-from almosaic.scenes.compose import Scene, ScenePool, SceneSettings, scene_pool
+from almosaic.scenes.compose import ScenePool, scene_pool
 from almosaic.scenes.questions import ask
-from almosaic.scenes.scene import TEMPLATES, Template
+from almosaic.scenes.scene import TEMPLATES, Scene, SceneSettings, Template
 from almosaic.settings import Settings
 
 
 @lru_cache(maxsize=4)
 def training_pool(bank: Bank, scenes: SceneSettings, count: int, seed: int) -> ScenePool:
-    """Scenes of the split "train"; stages of one run that ask for the same ones share the composed records."""
+    """Scenes of the split "train"; stages of one run that ask for the same share the composed records."""
     return scene_pool(bank, scenes, "train", count, seed)
 
 
@@ -37,6 +37,7 @@ class SceneChatSettings(Settings):
         captions: share of the rows that ask for a caption.
         timelines: share of the rows that ask for the timeline.
         slots: words of a timeline.
+        turns: questions asked of a scene in one conversation; what stands for the clip is then read once for all.
     """
 
     name: Literal["scenes"] = "scenes"
@@ -45,6 +46,7 @@ class SceneChatSettings(Settings):
     captions: float = Field(default=0.15, ge=0, le=1)
     timelines: float = Field(default=0.0, ge=0, le=1)
     slots: int = Field(default=32, ge=2)
+    turns: int = Field(default=1, ge=1)
 
 
 class SceneTextSettings(SceneChatSettings):
@@ -92,24 +94,38 @@ class SceneChatDataset(Dataset[Conversation]):
 
     def __getitem__(self, index: int) -> Conversation:
         rng = draws.generator(self.seed, "ask", self.epoch, index)
-        prompt, answer = self.turns(self.pool[index], rng)
-        messages: list[Message] = [question(prompt), {"role": "assistant", "content": answer}]
-        return {"id": f"{self.pool[index].scene_id}/{self.epoch}", "messages": messages, "clips": [index]}
+        scene = self.pool[index]
+        turns = [self._first_turn(scene, rng)]
+        for _ in range(1, self.settings.turns if self.weights else 1):
+            asked = self._question(scene, rng)
+            if asked is not None and asked not in turns:
+                turns.append(asked)
+        messages: list[Message] = []
+        for prompt, answer in turns:
+            messages += [
+                question(prompt, clips=0 if messages else 1),
+                {"role": "assistant", "content": answer},
+            ]
+        return {"id": f"{scene.scene_id}/{self.epoch}", "messages": messages, "clips": [index]}
 
-    def turns(self, scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-        """What the user asks about a scene and what the assistant answers."""
+    def _first_turn(self, scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+        """What the user asks about a scene and what the assistant answers: a caption, a timeline or a question."""
         chance = rng.random()
         if chance < self.settings.captions:
-            return _pick(CAPTION_PROMPTS, rng), _pick(captions(scene, self.bank), rng)
+            return self._caption(scene, rng)
         if chance < self.settings.captions + self.settings.timelines:
             return _pick(TIMELINE_PROMPTS, rng), timeline(scene, self.bank, self.settings.slots)
-        for template in self._order(rng):
-            asked = ask(scene, self.bank, template, rng)
-            if asked is not None:
-                return asked.question, asked.answer
+        return self._question(scene, rng) or self._caption(scene, rng)
+
+    def _caption(self, scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
         return _pick(CAPTION_PROMPTS, rng), _pick(captions(scene, self.bank), rng)
 
-    def _order(self, rng: np.random.Generator) -> list[str]:
+    def _question(self, scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
+        """Question and answer of the first template, in a drawn order, that has something to ask of the scene."""
+        asked = (ask(scene, self.bank, template, rng) for template in self._order(rng))
+        return next(((one.question, one.answer) for one in asked if one is not None), None)
+
+    def _order(self, rng: np.random.Generator) -> list[Template]:
         """The templates in the order in which they are tried: drawn by weight, without replacement."""
         names = list(self.weights)
         keys = rng.exponential(size=len(names)) / np.array([self.weights[name] for name in names])
