@@ -4,6 +4,7 @@ Every verb imports what it needs when it runs, so that `almosaic --help` answers
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,12 +21,14 @@ _MODEL = "a model folder, or a run folder (its last stage is used)"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; exit status 0 done, 1 some clips failed, 2 a mistake to mend, 130 stopped by Ctrl-C."""
     arguments = build_parser().parse_args(argv)
+    logging.getLogger("almosaic").addHandler(_notes)
+    logging.getLogger("almosaic").setLevel(logging.INFO)
     try:
         status: int = arguments.run(arguments)
         sys.stdout.flush()
         return status
     except AlmosaicError as error:
-        return _fail(str(error))
+        return _fail(str(error), 130 if type(error).__name__ == "Interrupted" else 2)
     except KeyboardInterrupt:
         say(f"\nstopped; {arguments.kept}", sys.stderr)
         return 130
@@ -140,9 +143,22 @@ def say(text: str, stream: TextIO | None = None) -> None:
         print(text, file=stream, flush=True)
 
 
-def _fail(message: str) -> int:
-    say("error: " + " ".join(message.split()), sys.stderr)
-    return 2
+def _fail(message: str, status: int = 2) -> int:
+    say(("error: " if status == 2 else "") + " ".join(message.split()), sys.stderr)
+    return status
+
+
+class _Notes(logging.Handler):
+    """What the package notes while it works, such as a skipped clip, as lines above progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        if os.environ.get("RANK", "0") == "0":
+            tqdm.write(record.getMessage(), file=sys.stderr)
+
+
+_notes = _Notes()
 
 
 def _version() -> str:
@@ -246,7 +262,8 @@ def _list_failed(failed: Sequence[str], total: int) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from almosaic import export
+    from almosaic.export import export
+    from almosaic.outputs import convert_released
 
     wanted = 1 if arguments.from_released else 2
     if len(arguments.paths) != wanted:
@@ -256,9 +273,9 @@ def _export(arguments: argparse.Namespace) -> int:
         )
     out = arguments.paths[-1]
     if arguments.from_released:
-        export.export_released(arguments.from_released, out, preset=arguments.preset)
+        convert_released(arguments.from_released, out, arguments.preset)
     else:
-        export.export(arguments.paths[0], out, merge=arguments.merge)
+        export(arguments.paths[0], out, merge=arguments.merge)
     say(f"wrote {out}")
     return 0
 

@@ -1,8 +1,8 @@
 """Recipes: YAML with one parent, `key=value` overrides and `${VARIABLES}`, read into a typed `Curriculum`.
 
-Layers are laid over each other: the parents named by `extends:`, then the file itself, then the command line.
-Mappings merge, everything else replaces. A mapping laid over a list of stages addresses them by id. A mapping that
-chooses another `name` below the top level replaces the old choice whole, so that no option of it is left behind.
+Layers lie over each other: the parents named by `extends:`, then the file itself, then the command line.
+Mappings merge, everything else replaces. A mapping laid over a list of stages addresses them by id. A mapping
+that chooses another `name` below the top level replaces the old choice whole, and no option of it is left.
 """
 
 import os

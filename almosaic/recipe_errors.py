@@ -11,7 +11,9 @@ from almosaic.errors import AlmosaicError
 Origin = Callable[[Sequence[str]], str]
 
 
-def as_one_line(error: ValidationError, schema: type[BaseModel], tree: Any, where: Origin) -> AlmosaicError:
+def as_one_line(
+    error: ValidationError, schema: type[BaseModel], tree: Any, where: Origin, hidden: int = 0
+) -> AlmosaicError:
     """The first complaint of pydantic in the words of a recipe's author.
 
     Args:
@@ -19,15 +21,17 @@ def as_one_line(error: ValidationError, schema: type[BaseModel], tree: Any, wher
         schema: the class that was being built.
         tree: the merged recipe.
         where: place -> the file or override that the value came from.
+        hidden: parts at the start of a stage's place that the author did not write (a recipe of one task).
     """
     complaints = sorted(error.errors(), key=_unknown_first)
     place, value, model = _walk(complaints[0]["loc"], schema, tree)
+    place = place[hidden:] if place[:1] == ["stages"] else place
     more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
     return AlmosaicError(f"{where(place)}: {_sentence(complaints[0], place, value, model)}{more}")
 
 
 def _unknown_first(complaint: Mapping[str, Any]) -> bool:
-    return complaint["type"] != "extra_forbidden"
+    return bool(complaint["type"] != "extra_forbidden")
 
 
 def _sentence(

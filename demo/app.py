@@ -109,7 +109,7 @@ class Chat:
             pictures, tokens = self.look_at(conversation["audios"])
             sampling: dict[str, Any] = {"max_new_tokens": int(length)}
             if temperature > 0:
-                sampling |= {"do_sample": True, "temperature": temperature, "top_p": top_p}
+                sampling |= {"temperature": temperature, "top_p": top_p}
             shown: Any = pictures
             for text, status in self.timed(conversation, tokens, sampling):
                 yield text, shown, status, heard
@@ -200,8 +200,8 @@ def as_parts(message: Mapping[str, Any]) -> list[tuple[str, str]]:
 def as_typed(content: Any) -> list[tuple[str, str]]:
     """Content parts of a past turn as ("audio", path) or ("text", text).
 
-    The browser sends typed parts (`{"type": "file", "file": {"path": ...}}`), the API client bare path dictionaries
-    and strings; our own new turn is typed already. A string is never taken for a path.
+    The browser sends typed parts (`{"type": "file", "file": {"path": ...}}`), the API client bare path
+    dictionaries and strings; our own new turn is typed already. A string is never taken for a path.
     """
     parts: list[tuple[str, str]] = []
     for part in content if isinstance(content, list) else [content]:

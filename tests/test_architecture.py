@@ -1,4 +1,4 @@
-"""The rules of docs/architecture.md that a machine can check: floors, sizes, who prints, what imports cost."""
+"""The rules of docs/architecture.md that a machine can check: floors, sizes, who prints, cheap imports."""
 
 import ast
 import os
@@ -23,7 +23,7 @@ FLOORS = {
     "loading": 3, "inference": 3, "feature_cache": 3, "export": 3,
     "training": 4, "evaluation": 4,
     "recipe": 5, "recipe_errors": 5, "curriculum": 5,
-    "run": 6, "stages": 6, "outputs": 6, "cli": 6, "__main__": 6,
+    "run": 6, "run_folder": 6, "stages": 6, "outputs": 6, "cli": 6, "__main__": 6,
 }  # fmt: skip
 # The one file with an import side effect is imported where the classes that it registers live.
 EXCEPTIONS = {("encoder.__init__", "auto"), ("alm.__init__", "auto"), ("data.manifest", "audio")}
@@ -203,7 +203,7 @@ def test_the_wheel_carries_recipes_and_demo(tmp_path: Path) -> None:
     assert str(target) in python(
         "import almosaic; print(almosaic.__file__)", cwd=tmp_path, PYTHONPATH=str(target)
     )
-    assert "quickstart" in installed("recipe", "list")
+    assert "smoke/curriculum" in installed("recipe", "list")
     assert "MODEL" in installed("demo", "--help")
     assert (target / "almosaic" / "_demo" / "app.py").is_file()
     packed = {path.relative_to(target / "almosaic") for path in (target / "almosaic").rglob("*.py")}

@@ -1,0 +1,204 @@
+"""Runs a recipe stage by stage, skips what is finished, and reports scores, time and memory."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from almosaic.curriculum import AlmStage, Curriculum, EvalStage, Stage, as_curriculum, is_path
+from almosaic.errors import AlmosaicError
+from almosaic.evaluation.report import table, write_report, write_results
+from almosaic.loading import model_type
+from almosaic.recipe import load_recipe, resolve
+from almosaic.run_folder import RunFolder, main_model, peak_memory
+from almosaic.stages import FEATURES, Evaluation, Sounds, run_stage
+
+Report = Callable[[str], None]
+ENCODER_RECIPE, MODEL_RECIPE = "eval/encoder", "eval/model"
+
+
+def train(recipe: Curriculum, *, resume: bool = False, only: str | None = None, report: Report) -> Path:
+    """Run the stages of a recipe in order.
+
+    Args:
+        recipe: what to run; `recipe.output` is the run folder.
+        resume: skip finished stages and go on from the last checkpoint of an unfinished one.
+        only: the id of a single stage to run (again, unless `resume`); what it builds on must be finished.
+        report: called with each line for the user.
+
+    Returns:
+        the run folder.
+
+    Raises:
+        AlmosaicError: the folder holds other work, a stage has changed since it was run, or a stage failed.
+    """
+    run = RunFolder(recipe)
+    chosen = recipe.stages if only is None else (recipe.stage(only),)
+    if not resume and only is None:
+        run.refuse_to_overwrite()
+    if resume:
+        for stage in chosen:
+            run.check_unchanged(stage)
+    waiting = [stage for stage in chosen if not (resume and run.finished(stage))]
+    started, sounds = time.perf_counter(), Sounds(run)
+    _wait_for_others()
+    if waiting and _is_main():
+        run.write_recipe()
+    for number, stage in enumerate(chosen, 1):
+        report(_heading(number, len(chosen), stage, skipped=stage not in waiting))
+        if stage in waiting:
+            _run_one(run, stage, sounds, resume)
+    if _is_main():
+        _conclude(run, sounds, bool(waiting), time.perf_counter() - started, report)
+    return run.path
+
+
+def _run_one(run: RunFolder, stage: Stage, sounds: Sounds, resume: bool) -> None:
+    if _is_main():
+        run.start(stage, fresh=not resume)
+    if isinstance(stage, EvalStage) and not _is_main():
+        return
+    if not isinstance(stage, EvalStage):
+        _wait_for_others()
+    begun = time.perf_counter()
+    run_stage(run, stage, sounds, resume)
+    if _is_main():
+        run.finish(stage, time.perf_counter() - begun)
+
+
+def _heading(number: int, count: int, stage: Stage, skipped: bool) -> str:
+    what = stage.task.replace("_", " ")
+    title = f"[{number}/{count}] {stage.id}" + (f" ({what})" if stage.id != stage.task else "")
+    if skipped:
+        return f"{title}: finished before"
+    return title + (
+        f": about {stage.expected_minutes:g} min on two CPU cores" if stage.expected_minutes else ""
+    )
+
+
+def _conclude(run: RunFolder, sounds: Sounds, worked: bool, seconds: float, report: Report) -> None:
+    """Results of all finished eval stages, what it took, and the line to type next."""
+    stages = [s for s in run.recipe.stages if isinstance(s, EvalStage) and run.finished(s)]
+    place = run.path / "results.json"
+    if stages and (worked or not place.is_file()):
+        write_results(run.path, collect(run, stages))
+        examples = Evaluation(run, stages[0], sounds).examples()
+        write_report(run.path, json.loads(place.read_text(encoding="utf-8")), examples)
+    if all(run.finished(stage) for stage in run.recipe.stages):
+        shutil.rmtree(run.path / FEATURES, ignore_errors=True)
+    report("")
+    if place.is_file():
+        report(table(json.loads(place.read_text(encoding="utf-8"))))
+    if worked:
+        peak = ", ".join(
+            f"{size} GiB of {kind.replace('gpu', 'GPU memory')}" for kind, size in peak_memory().items()
+        )
+        report(f"finished in {seconds / 60:.1f} minutes, with at most {peak}")
+    if stages:
+        report(f"report: {run.path / 'report.html'}")
+    for line in next_lines(run.recipe):
+        report(line)
+
+
+def collect(run: RunFolder, stages: Sequence[EvalStage]) -> dict[str, Any]:
+    """The scores of several eval stages as one `results`, with what they may depend on."""
+    sessions = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))["sessions"]
+    latest = sessions[-1]
+    results: dict[str, Any] = {
+        "about": {
+            "title": run.recipe.description or run.recipe.name,
+            "recipe": run.recipe.name,
+            "seed": run.recipe.seed,
+            "date": latest["started"],
+            "git_revision": (latest["git"] or {}).get("revision"),
+            "versions": latest["packages"],
+            "device": latest["device"],
+            "minutes": {s.id: round(run.note(s.id).get("seconds", 0.0) / 60, 2) for s in run.recipe.stages},
+        },
+        "question_answering": {},
+        "captioning": {},
+        "probe": [],
+    }
+    for stage in stages:
+        scores = json.loads((run.stage_folder(stage.id) / "scores.json").read_text(encoding="utf-8"))
+        results["probe"] += scores["probe"]
+        for part in ("question_answering", "captioning"):
+            for name, score in scores[part].items():
+                results[part][name if name not in results[part] else f"{name} ({stage.id})"] = score
+    return results
+
+
+def next_lines(recipe: Curriculum) -> list[str]:
+    """What to type after a run, according to what it has left."""
+    main = main_model(recipe)
+    if main is None or is_path(main):
+        return []
+    if isinstance(recipe.stage(main), AlmStage):
+        return [
+            f"next: almosaic demo {recipe.output}",
+            f'  or: almosaic generate {recipe.output} YOUR.wav --prompt "What can be heard?"',
+        ]
+    return [f"next: almosaic embed {recipe.output} YOUR.wav -o features.npz"]
+
+
+def evaluate(target: str, overrides: Iterable[str] = (), *, report: Report) -> Path:
+    """Run the eval stages of a recipe, those of a finished run again, or the standard ones on a model folder.
+
+    A finished run and a model folder keep what they hold: the new results go to a folder of their own.
+
+    Raises:
+        AlmosaicError: there is nothing to evaluate.
+    """
+    folder = Path(target)
+    if (folder / "recipe.yaml").is_file():
+        return train(_again(folder, overrides), report=report)
+    if (folder / "config.json").is_file():
+        return train(_standard(folder, overrides), report=report)
+    recipe = load_recipe(target, overrides)
+    if not any(isinstance(stage, EvalStage) for stage in recipe.stages):
+        raise AlmosaicError(f"{target} has no eval stage; `almosaic train {target}` runs it")
+    return train(recipe, resume=(recipe.output / "recipe.yaml").is_file(), report=report)
+
+
+def _again(folder: Path, overrides: Iterable[str]) -> Curriculum:
+    """The eval stages of a finished run, on the models that it has left."""
+    saved = load_recipe(folder / "recipe.yaml")
+    recipe = load_recipe(folder / "recipe.yaml", overrides)
+    run, tree = RunFolder(recipe.model_copy(update={"output": folder})), resolve(recipe)
+    stages = [stage for stage in tree["stages"] if stage["task"] == "eval"]
+    if not stages:
+        raise AlmosaicError(
+            f"{folder} has no eval stage; give its model folder, {folder}/stages/ID/model, instead"
+        )
+    for stage in stages:
+        stage["from"] = stage["from"] and str(run.model(stage["from"]).resolve())
+        for group in ("encoders", "compare"):
+            stage[group] = {name: str(run.model(one).resolve()) for name, one in stage[group].items()}
+    output = folder / "evals" / str(1 + len(list(folder.glob("evals/*"))))
+    tree |= {"stages": stages, "output": str(output if recipe.output == saved.output else recipe.output)}
+    return as_curriculum(tree, lambda place: str(folder))
+
+
+def _standard(folder: Path, overrides: Iterable[str]) -> Curriculum:
+    """The standard evaluation of a model folder, in a run of its own."""
+    name = folder.resolve().parent.name if folder.resolve().name == "model" else folder.resolve().name
+    place = "encoders.encoder" if model_type(folder) == "audiomosaic" else "from"
+    recipe = ENCODER_RECIPE if model_type(folder) == "audiomosaic" else MODEL_RECIPE
+    return load_recipe(recipe, [f"{place}={folder.resolve()}", f"output=runs/eval-{name}", *overrides])
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _wait_for_others() -> None:
+    """Let all processes of a distributed run see the same files."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
