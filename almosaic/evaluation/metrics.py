@@ -95,9 +95,7 @@ def cider_d(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> 
     for words, options in zip(hypotheses, targets, strict=True):
         total = 0.0
         for option in options:
-            # The toolkit measures length in bigrams.
-            delta = max(0, len(words) - 1) - max(0, len(option) - 1)
-            penalty = math.exp(-(delta**2) / (2 * CIDER_SIGMA**2))
+            penalty = math.exp(-((len(words) - len(option)) ** 2) / (2 * CIDER_SIGMA**2))
             for n in range(1, NGRAMS + 1):
                 total += penalty * _clipped_cosine(_ngrams(words, n), _ngrams(option, n), weight, log_clips)
         scores.append(10 * total / NGRAMS / len(options))

@@ -21,6 +21,8 @@ from almosaic.scenes.scene import SceneSettings
 
 SCENES = SceneSettings(duration_seconds=5.0, templates=("presence", "first", "overlap"))
 
+SINGLE = SceneSettings(duration_seconds=5.0, templates=("count",))
+
 
 @pytest.fixture(scope="module")
 def bank():
@@ -74,11 +76,11 @@ def test_conditions_must_be_of_the_same_clips(scenes, bank):
 
 def test_the_majority_caption_is_the_most_frequent_one_in_training(bank):
     counts = {}
-    for scene in scene_pool(bank, SCENES, "train", 40, 3):
+    for scene in scene_pool(bank, SINGLE, "train", 40, 3):
         for text in captions(scene, bank):
             counts[text] = counts.get(text, 0) + 1
-    text = majority_caption(bank, SCENES, 40, 3)
-    assert counts[text] == max(counts.values())
+    text = majority_caption(bank, SINGLE, 40, 3)
+    assert counts[text] == max(counts.values()) > 2
 
 
 def test_silence_is_as_long_as_the_scene(scenes, bank):

@@ -45,6 +45,14 @@ def test_without_parts_every_fold_is_tested_once(probe):
     assert result["n_test"] == 90 and result["n_train"] == 60
 
 
+def test_each_tested_part_has_an_accuracy_of_its_own():
+    features, labels, parts = clusters()
+    wrong = [label if part != "c" else "dog" for label, part in zip(labels, parts, strict=True)]
+    result = knn(features, wrong, parts, train=["a"], test=["b", "c"])
+    assert result["parts"] == {"b": 1.0, "c": pytest.approx(1 / 3)}
+    assert result["accuracy"] == pytest.approx(2 / 3) and result["n_test"] == 60
+
+
 def test_standardisation_makes_the_scale_of_a_feature_irrelevant():
     features, labels, parts = clusters(spread=2.0)
     scaled = features * np.logspace(-4, 4, features.shape[1]) + 100
@@ -85,8 +93,9 @@ def test_knn_is_cosine_and_votes():
 
 def test_equal_votes_go_to_the_nearer_neighbours():
     features = [[1, 0], [1, 0.1], [0.5, 1], [0.4, 1], [1, 0.05]]
-    result = knn(features, ["x", "x", "y", "y", "x"], ["a"] * 4 + ["b"], train=["a"], test=["b"], k=4)
-    assert result["accuracy"] == 1.0
+    for near, far in (("x", "y"), ("y", "x")):
+        labels = [near, near, far, far, near]
+        assert knn(features, labels, ["a"] * 4 + ["b"], train=["a"], test=["b"], k=4)["accuracy"] == 1.0
 
 
 @pytest.mark.parametrize(
