@@ -42,7 +42,7 @@ def facts(scene: Scene) -> Facts:
 
 
 def caption_facts(text: str, bank: Bank) -> Facts:
-    """The facts that a caption claims, read through the phrases of the bank's classes, longest first.
+    """The facts that a caption claims, read from left to right by the longest phrase of a class at each word.
 
     Order is that of the text, turned round by "B comes after A", "B follows A" and "B preceded by A"; a sound
     named twice in one text counts twice; "three times" belongs to the sound before it.
@@ -97,27 +97,25 @@ def compare_facts(reference: Facts, candidate: Facts) -> dict[str, float | None]
 
 def _mentions(text: str, bank: Bank) -> list[tuple[str, str, str]]:
     """Label, the words between the mention before and this one, and the words up to the next."""
-    words = f" {normalise(text)} "
-    taken: list[tuple[int, int, str]] = []
-    for phrase, label in _phrases(bank):
-        start = words.find(f" {phrase} ")
-        while start >= 0:
-            end = start + len(phrase) + 1
-            if all(end <= begin or start >= stop for begin, stop, _ in taken):
-                taken.append((start, end, label))
-            start = words.find(f" {phrase} ", start + 1)
-    taken.sort()
-    edges = [0, *(stop for _, stop, _ in taken)]
-    begins = [*(begin for begin, _, _ in taken), len(words)]
-    gaps = [words[edge:begin].strip() for edge, begin in zip(edges, begins, strict=True)]
-    return [
-        (label, before, after) for (_, _, label), (before, after) in zip(taken, pairwise(gaps), strict=True)
-    ]
-
-
-def _phrases(bank: Bank) -> list[tuple[str, str]]:
-    phrases = {normalise(phrase): label for phrase, label in bank.label_of_phrase.items()}
-    return sorted(phrases.items(), key=lambda item: (-len(item[0]), item[0]))
+    phrases = {tuple(normalise(phrase).split()): label for phrase, label in bank.label_of_phrase.items()}
+    longest = max(len(phrase) for phrase in phrases)
+    words = normalise(text).split()
+    labels: list[str] = []
+    gaps: list[list[str]] = [[]]
+    place = 0
+    while place < len(words):
+        for length in range(min(longest, len(words) - place), 0, -1):
+            label = phrases.get(tuple(words[place : place + length]))
+            if label is not None:
+                labels.append(label)
+                gaps.append([])
+                place += length
+                break
+        else:
+            gaps[-1].append(words[place])
+            place += 1
+    between = pairwise(" ".join(gap) for gap in gaps)
+    return [(label, before, after) for label, (before, after) in zip(labels, between, strict=True)]
 
 
 def _number(before: str, after: str) -> int:

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -69,7 +71,7 @@ def _describe(sound):
     frames = np.lib.stride_tricks.sliding_window_view(sound / sound.std(), 400)[::160] * np.hanning(400)
     powers = np.abs(np.fft.rfft(frames, 512)) ** 2
     edges = np.unique(np.round(np.geomspace(2, 256, 25)).astype(int))
-    bands = [powers[:, low:high].mean(axis=1) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    bands = [powers[:, low:high].mean(axis=1) for low, high in pairwise(edges)]
     levels = np.log(np.stack(bands, axis=1) + 1e-3)
     return np.concatenate([levels.mean(axis=0), levels.std(axis=0), np.diff(levels, axis=0).std(axis=0)])
 
