@@ -219,17 +219,7 @@ def augment_waveforms(
     that AudioMosaic was pre-trained with. Log-mel steps in the list are left to `augment_log_mel`.
     """
     lengths = torch.as_tensor(lengths, device=waveforms.device)
-    beyond = _beyond(waveforms, lengths)
-    result, draws = _silence(waveforms.float().clone(), beyond), draws.on(waveforms.device)
-    for position, step in enumerate(steps):
-        name = f"{position} {step.name}"
-        rows = draws.chosen(name, step.p)
-        if not isinstance(step, WaveformStep) or len(rows) == 0:
-            continue
-        index = torch.from_numpy(rows).to(result.device)
-        changed = step._apply(result[index], lengths[index], draws.rows(rows), name)
-        result[index] = _silence(changed, None if beyond is None else beyond[index])
-    return result
+    return _augment(waveforms.float(), lengths, steps, WaveformStep, draws)
 
 
 def augment_log_mel(log_mel: Tensor, frames: Tensor, steps: Sequence[AugmentStep], draws: Draws) -> Tensor:
@@ -237,15 +227,26 @@ def augment_log_mel(log_mel: Tensor, frames: Tensor, steps: Sequence[AugmentStep
 
     Frames beyond a clip's own stay 0.0. Waveform steps in the list are left to `augment_waveforms`.
     """
-    beyond = _beyond(log_mel, frames)
-    result, draws = log_mel.clone(), draws.on(log_mel.device)
+    return _augment(log_mel, frames, steps, LogMelStep, draws)
+
+
+def _augment(
+    batch: Tensor,
+    lengths: Tensor,
+    steps: Sequence[AugmentStep],
+    kind: type[WaveformStep] | type[LogMelStep],
+    draws: Draws,
+) -> Tensor:
+    """Apply the steps of one kind, each to the rows that its probability picks."""
+    beyond = _beyond(batch, lengths)
+    result, draws = _silence(batch.clone(), beyond), draws.on(batch.device)
     for position, step in enumerate(steps):
-        name = f"{position} {step.name}"
+        name = f"{position} {step.name}"  # a step that occurs twice draws twice
         rows = draws.chosen(name, step.p)
-        if not isinstance(step, LogMelStep) or len(rows) == 0:
+        if not isinstance(step, kind) or len(rows) == 0:
             continue
         index = torch.from_numpy(rows).to(result.device)
-        changed = step._apply(result[index], frames[index], draws.rows(rows), name)
+        changed = step._apply(result[index], lengths[index], draws.rows(rows), name)
         result[index] = _silence(changed, None if beyond is None else beyond[index])
     return result
 
