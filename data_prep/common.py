@@ -110,7 +110,7 @@ def split_of(clip_id: str, shares: dict[str, float]) -> str:
 
 
 def inspect_audio(rows: Sequence[Row], skip_bad: bool) -> tuple[list[Row], dict[str, list[Region]]]:
-    """Decode every clip once: fill in `duration_seconds` and measure the active regions, by clip id.
+    """Decode every clip once: fill in `duration_seconds` and the active span, measure the regions by clip id.
 
     Raises:
         AlmosaicError: A clip cannot be used and `skip_bad` is off (all of them are named on stderr first), or
@@ -125,8 +125,12 @@ def inspect_audio(rows: Sequence[Row], skip_bad: bool) -> tuple[list[Row], dict[
         except AudioError as error:
             bad.append(str(error))
             continue
-        regions[row["id"]] = active_regions(waveform)
-        good.append({**row, "duration_seconds": round(len(waveform) / SAMPLING_RATE, 4)})
+        found = regions[row["id"]] = active_regions(waveform)
+        span = (
+            {"active_start_s": found[0].start_seconds, "active_end_s": found[-1].end_seconds} if found else {}
+        )
+        span = {name: round(seconds, 2) for name, seconds in span.items()}
+        good.append({**span, **row, "duration_seconds": round(len(waveform) / SAMPLING_RATE, 4)})
     for line in bad:
         print(f"bad clip: {line}", file=sys.stderr)
     if bad and not skip_bad:

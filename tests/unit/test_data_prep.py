@@ -163,7 +163,8 @@ def test_folder_takes_labels_from_a_table(tmp_path, capsys):
     folder.prepare(tmp_path / "raw", tmp_path / "out", tmp_path / "labels.csv", dev_share=0, test_share=0)
     second, first = read_manifest(tmp_path / "out" / "manifest.jsonl")
     assert (second.id, second.labels, second.split, second.fold) == ("b.wav", ("dog", "cat"), "dev", "2")
-    assert second.extra == {"mood": "calm"} and first.extra == {}
+    assert second.extra["mood"] == "calm" and "mood" not in first.extra
+    assert first.extra["active_start_s"] == pytest.approx(0.19, abs=0.011)
     assert (first.split, first.fold) == ("train", None)
     assert "1 recordings are not in" in capsys.readouterr().out
 
