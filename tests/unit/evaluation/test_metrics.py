@@ -53,7 +53,7 @@ def test_caption_metrics_equal_the_coco_toolkit(seed):
     pytest.importorskip("pycocoevalcap")
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
-    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocoevalcap.rouge.rouge import Rouge as RougeL  # codespell:ignore rouge
 
     predictions, references = corpus(seed)
     results = {i: [text] for i, text in enumerate(predictions)}
@@ -62,7 +62,7 @@ def test_caption_metrics_equal_the_coco_toolkit(seed):
     ours = bleu(predictions, references)
     assert [ours[f"bleu{n}"] for n in range(1, 5)] == pytest.approx(expected_bleu, abs=1e-6)
     assert rouge_l(predictions, references) == pytest.approx(
-        Rouge().compute_score(truth, results)[0], abs=1e-6
+        RougeL().compute_score(truth, results)[0], abs=1e-6
     )
     assert cider_d(predictions, references) == pytest.approx(
         Cider().compute_score(truth, results)[0], abs=1e-6
