@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 from transformers import StoppingCriteria, TextIteratorStreamer
 
-from almosaic.alm.processing import Encoded
+from almosaic.alm.processing import Encoded, clip_sources
 from almosaic.audio import AudioSource, load_audio
 from almosaic.encoder import AudioMosaicModel
 from almosaic.errors import AlmosaicError
@@ -150,7 +150,8 @@ def generate(
     Args:
         model: an `AlmosaicForConditionalGeneration`.
         processor: its processor.
-        conversations: dictionaries with `id`, `messages` and `audios`, a list of audio sources.
+        conversations: dictionaries with `id`, `messages` and `audios`, a list of audio sources (left out
+            where the audio parts of the messages name their clips).
         batch_size: conversations at a time; similar lengths are put together.
         max_new_tokens: longest answer.
         **sampling: fields of `SamplingSettings`.
@@ -237,7 +238,9 @@ def _prepare(
     if "messages" not in conversation:
         raise AlmosaicError(f"a conversation needs messages, found {', '.join(conversation) or 'nothing'}")
     limit = processor.max_audio_seconds
-    waveforms = [load_audio(source, max_seconds=limit) for source in conversation.get("audios", [])]
+    sources = conversation.get("audios")
+    sources = clip_sources(conversation["messages"]) if sources is None else sources
+    waveforms = [load_audio(source, max_seconds=limit) for source in sources]
     frames = [frames_of(len(waveform)) for waveform in waveforms]
     encoded = processor.encode(conversation["messages"], frames, add_generation_prompt=True)
     context = getattr(model.config.text_config, "max_position_embeddings", None)

@@ -12,7 +12,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from almosaic.alm.configuration import AlmosaicConfig
 from almosaic.alm.templates import choose_template, render
-from almosaic.audio import MAX_SECONDS, SAMPLING_RATE
+from almosaic.audio import MAX_SECONDS, SAMPLING_RATE, AudioSource, load_audio
 from almosaic.errors import AlmosaicError, AudioError
 from almosaic.features import HOP_SAMPLES, frames_of
 
@@ -87,6 +87,28 @@ def _flatten_part(part: Any) -> str:
     if not isinstance(part.get("text"), str):
         raise AlmosaicError("a content part of type text needs a string under the key text")
     return str(part["text"])
+
+
+def clip_sources(messages: Sequence[Mapping[str, Any]]) -> list[AudioSource]:
+    """The clips that audio parts bring: a path, a data URI, base64 data or a waveform [S] at 16 kHz.
+
+    Raises:
+        AlmosaicError: an audio part brings none.
+    """
+    contents = [message["content"] for message in messages if isinstance(message["content"], list)]
+    parts = [part for content in contents for part in content if _flatten_part(part) == AUDIO_TOKEN]
+    return [_clip_source(part) for part in parts]
+
+
+def _clip_source(part: Mapping[str, Any]) -> AudioSource:
+    source = next((part[key] for key in _AUDIO_KEYS if key in part), None)
+    if isinstance(source, Mapping) and "data" in source:
+        return f"data:audio/{source.get('format', 'wav')};base64,{source['data']}"
+    if isinstance(source, Mapping):
+        source = source.get("url")
+    if source is None:
+        raise AlmosaicError("an audio part brings no clip; name its path, or pass the clips beside the text")
+    return (source, SAMPLING_RATE) if isinstance(source, np.ndarray) else source
 
 
 class AlmosaicProcessor(ProcessorMixin):  # type: ignore[misc]
@@ -216,6 +238,29 @@ class AlmosaicProcessor(ProcessorMixin):  # type: ignore[misc]
             inputs |= self.feature_extractor([clip for own in clips for clip in own])
             inputs["audio_clips"] = torch.tensor([len(own) for own in clips])
         return BatchFeature(inputs, tensor_type=return_tensors)
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = True,
+        return_tensors: Literal["pt"] = "pt",
+    ) -> str | BatchFeature:
+        """One conversation as text, or with `tokenize` as model inputs, clips loaded from its audio parts.
+
+        Raises:
+            AlmosaicError: see `encode`; or `return_dict` is off, which would lose the clips.
+        """
+        if not tokenize:
+            turns = self._flatten(conversation)
+            pieces = render(self.chat_template, self.tokenizer, turns, add_generation_prompt)
+            return "".join(text for text, _ in pieces)
+        if not return_dict:
+            raise AlmosaicError("token ids alone would lose the clips; leave return_dict at True")
+        clips = [load_audio(s, max_seconds=self.max_audio_seconds) for s in clip_sources(conversation)]
+        return self([conversation], [clips], add_generation_prompt, return_tensors)
 
     def _flatten(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         if not messages:

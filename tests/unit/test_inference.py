@@ -3,9 +3,11 @@
 import json
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from helpers_tiny import question, tiny_encoder, tiny_model, waveform
 from safetensors.torch import load_file, save_file
@@ -57,6 +59,14 @@ def test_a_prompt_beyond_the_context_is_an_error_of_its_row(built):
         next(stream(*built, row("long", text="rain " * 300)))
 
 
+def test_clips_may_be_named_in_the_messages(built, tmp_path):
+    soundfile.write(tmp_path / "clip.wav", CLIP[0], 16_000, subtype="FLOAT")
+    messages = question()
+    messages[0]["content"][0] = {"type": "audio", "path": str(tmp_path / "clip.wav")}
+    named = list(generate(*built, [{"id": "a", "messages": messages}], max_new_tokens=4))
+    assert named == list(generate(*built, [row("a")], max_new_tokens=4))
+
+
 def test_sampling_is_seeded_and_checked(built):
     settings = {"temperature": 1.5, "top_k": 50, "num_return_sequences": 3, "max_new_tokens": 5}
     first, again, other = (list(generate(*built, [row("a")], seed=seed, **settings)) for seed in (1, 1, 2))
@@ -96,11 +106,17 @@ def test_a_stream_raises_what_the_model_raised_and_never_hangs(built, monkeypatc
 
 def test_leaving_a_stream_stops_the_model(built):
     model, processor = built
-    before = threading.active_count()
+    before, steps = threading.active_count(), []
+
+    def slow_step(*call):
+        steps.append(time.sleep(0.005))
+
+    hook = model.language_model.register_forward_hook(slow_step)
     answer = stream(model, processor, row("a"), max_new_tokens=150)
     next(answer)
     answer.close()
-    assert threading.active_count() == before
+    hook.remove()
+    assert threading.active_count() == before and len(steps) < 100
 
 
 def test_vectors_are_means_over_tokens_then_windows(built):

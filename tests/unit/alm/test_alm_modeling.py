@@ -127,12 +127,17 @@ def test_placeholders_without_audio_are_an_error_and_counts_without_audio_are_no
     assert model(**text, audio_clips=torch.tensor([3])).logits.shape[0] == 1
 
 
-def test_the_audio_token_is_never_looked_up(tmp_path, batch):
-    """With a table that has a free row the id is valid; its content must not matter."""
-    model, _ = tiny_model(tmp_path, language_model=tiny_language_model(400))
-    assert model.get_input_embeddings().weight.shape[0] == 400
-    model.get_input_embeddings().weight.data[model.config.audio_token_id] = float("nan")
-    assert model(**batch).loss.isfinite()
+def test_the_pad_token_is_looked_up_in_place_of_the_audio_token(tiny, batch):
+    model, processor = tiny
+    looked_up = []
+    hook = model.get_input_embeddings().register_forward_pre_hook(
+        lambda module, args: looked_up.append(args[0])
+    )
+    model(**batch)
+    hook.remove()
+    places = batch["input_ids"] == processor.audio_token_id
+    assert (looked_up[0][places] == processor.tokenizer.pad_token_id).all()
+    assert torch.equal(looked_up[0][~places], batch["input_ids"][~places])
 
 
 def test_the_table_grows_only_when_it_is_full_by_the_mean_of_its_rows(tmp_path):
@@ -160,6 +165,15 @@ def test_parts_keep_their_weights_and_the_projector_starts_at_the_scale_of_words
             assert torch.equal(part.state_dict()[name][: len(value)], value), name
     scale = model.get_input_embeddings().weight.std().item()
     assert model.multi_modal_projector.output_norm.weight.mean().item() == pytest.approx(scale)
+
+
+def test_a_layer_put_in_by_hand_is_not_initialised_afresh(tmp_path):
+    language_model = tiny_language_model(len(tiny_tokenizer(tmp_path)))
+    layer = torch.nn.Linear(32, 64, bias=False)
+    expected = layer.weight.detach().clone()
+    language_model.model.layers[0].mlp.up_proj = layer
+    model, _ = tiny_model(tmp_path, language_model=language_model)
+    assert torch.equal(model.language_model.model.layers[0].mlp.up_proj.weight, expected)
 
 
 def test_the_loss_is_divided_by_the_items_of_all_accumulated_batches(tiny, batch):
@@ -214,8 +228,13 @@ def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path, batch, proj
     assert all(torch.allclose(*pair, atol=1e-6) for pair in zip(*gradients, strict=True))
 
 
-def test_positions_are_counted_from_the_mask(tiny):
+def test_positions_are_counted_from_the_mask(tiny, monkeypatch):
     model, processor = tiny
+    seen = []
+    forward = model.language_model.forward
+    monkeypatch.setattr(
+        model.language_model, "forward", lambda **given: seen.append(given) or forward(**given)
+    )
     talks, audio = (
         [question(clips=0), question("is there rain in the recording", clips=1)],
         [[], [waveform(0.4)]],
@@ -225,6 +244,7 @@ def test_positions_are_counted_from_the_mask(tiny):
     with torch.no_grad():
         real = padded["attention_mask"][0].bool()
         assert torch.allclose(model(**padded).logits[0, real], model(**alone).logits[0], atol=1e-4)
+    assert seen[0]["position_ids"][0, real].tolist() == list(range(int(real.sum())))
 
 
 @pytest.mark.parametrize("projector", ["mlp", "qformer"])

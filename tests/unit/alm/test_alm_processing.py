@@ -1,6 +1,9 @@
 """From conversations to inputs: placeholders, time cues, labels, padding, and the mistakes of users."""
 
+import base64
+
 import pytest
+import soundfile
 import torch
 from helpers_tiny import QUERIES, WINDOW_FRAMES, answered, question, tiny_tokenizer, waveform
 
@@ -109,6 +112,30 @@ def test_the_audio_token_leaves_other_special_tokens_special(tmp_path):
     assert add_audio_token(tokenizer) == before == add_audio_token(tokenizer)
     ids = tokenizer.convert_tokens_to_ids(["<|im_start|>", AUDIO_TOKEN, "<|im_end|>"])
     assert tokenizer.decode(ids, skip_special_tokens=True).strip() == ""
+    assert {"<|im_start|>", "<|im_end|>", AUDIO_TOKEN} <= set(tokenizer.all_special_tokens)
+
+
+def test_the_librarys_way_of_asking_loads_the_clips_of_the_parts(tiny, tmp_path):
+    _, processor = tiny
+    clip = waveform(1.2)
+    soundfile.write(tmp_path / "clip.wav", clip, 16_000, subtype="FLOAT")
+    data = base64.b64encode((tmp_path / "clip.wav").read_bytes()).decode()
+    expected = processor(question(), [clip])
+    for part in (
+        {"type": "audio", "path": str(tmp_path / "clip.wav")},
+        {"type": "audio", "audio": clip},
+        {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{data}"}},
+        {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}},
+    ):
+        talk = [{"role": "user", "content": [part, {"type": "text", "text": "what do you hear"}]}]
+        found = processor.apply_chat_template(talk, tokenize=True, add_generation_prompt=True)
+        assert all(torch.allclose(found[name], expected[name]) for name in expected)
+    text = processor.apply_chat_template(talk, add_generation_prompt=True)
+    assert text == "<|im_start|>user\n<|audio|>what do you hear<|im_end|>\n<|im_start|>assistant\n"
+    with pytest.raises(AlmosaicError, match="brings no clip"):
+        processor.apply_chat_template(question(), tokenize=True)
+    with pytest.raises(AlmosaicError, match="lose the clips"):
+        processor.apply_chat_template(talk, tokenize=True, return_dict=False)
 
 
 @pytest.mark.parametrize(
