@@ -108,7 +108,8 @@ def pretrain(
     folder = Path(folder)
     bad = BadClips(len(source), settings.bad_clip_share)
     extractor = AudioMosaicFeatureExtractor.from_settings(settings.front_end)
-    pool = LogMelPool.build(source, bad, settings.optim.workers) if settings.cache else None
+    trains = settings.optim.steps != 0
+    pool = LogMelPool.build(source, bad, settings.optim.workers) if settings.cache and trains else None
     if settings.measure_statistics:
         extractor.mean, extractor.std = measure_statistics(source, bad, pool)
         logger.info("front end: mean %.3f, deviation %.3f, measured", extractor.mean, extractor.std)
@@ -116,7 +117,7 @@ def pretrain(
     config = settings.encoder.build(extractor.window_frames, extractor.num_mel_bins)
     config.objective = settings.objective.model_dump()
     model = AudioMosaicForPreTraining(config)
-    if settings.optim.steps == 0:
+    if not trains:
         _write(model, extractor, folder)
         return folder / "model"
     trainer = AlmosaicTrainer(

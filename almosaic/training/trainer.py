@@ -103,6 +103,12 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
         try:
             with self.stop:
                 self.train(resume_from_checkpoint=str(found) if found else None)
+        except AlmosaicError as error:
+            *trace, line = str(error).strip().splitlines()
+            if not trace:
+                raise
+            # An error in a worker arrives with its traceback in the text; the last line is the message.
+            raise AlmosaicError(line.partition(": ")[2]) from error
         finally:
             self.progress.close()
         if self.stop.stopped:

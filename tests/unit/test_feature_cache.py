@@ -1,4 +1,4 @@
-"""Stored features equal fresh ones, survive bad clips, and are never used for anything they were not made for."""
+"""Stored features equal fresh ones, survive bad clips, and are never used for anything else."""
 
 import json
 import sys

@@ -193,7 +193,7 @@ def test_scene_questions_are_fresh_in_each_epoch_and_stateless(scenes):
 
 
 def test_shares_and_weights_of_what_is_asked(scenes):
-    bank, settings, pool = scenes
+    bank, _, pool = scenes
     mixed = SceneChatSettings(captions=0.5, templates={"presence": 3.0, "count": 1.0})
     data = SceneChatDataset(pool, bank, mixed, 7)
     asked = []

@@ -89,11 +89,11 @@ def test_tied_and_never_saved_tensors_may_be_missing(tmp_path):
 def test_anything_else_is_an_error_with_names(tmp_path):
     words = torch.zeros(5, 3)
     with pytest.raises(
-        AlmosaicError, match="missing frozen.weight, frozen.bias, unknown or of another shape none"
+        AlmosaicError, match=r"missing frozen\.weight, frozen\.bias, unknown or of another shape none"
     ):
         load_weights(Tied(), write_weights(tmp_path, words__weight=words))
     both = {"frozen__weight": torch.zeros(2, 2), "frozen__bias": torch.zeros(2)}
     with pytest.raises(AlmosaicError, match="missing none, unknown or of another shape extra"):
         load_weights(Tied(), write_weights(tmp_path, words__weight=words, extra=torch.zeros(1), **both))
-    with pytest.raises(AlmosaicError, match="of another shape words.weight"):
+    with pytest.raises(AlmosaicError, match=r"of another shape words\.weight"):
         load_weights(Tied(width=4), write_weights(tmp_path, words__weight=words, **both))

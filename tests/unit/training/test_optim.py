@@ -1,5 +1,7 @@
 """Learning-rate curves, parameter groups, and which keys may be passed on to the library."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -32,7 +34,7 @@ def test_schedules_end_where_they_should():
     assert curve(100, warmup=0.0, schedule="linear", min_ratio=0.1)[100] == pytest.approx(0.1)
     late = curve(100, warmup=0.0, schedule="constant_then_linear", decay_share=0.4)
     assert late[60] == 1.0 and late[80] == pytest.approx(0.5) and late[100] == pytest.approx(0.0)
-    assert all(before >= after for before, after in zip(late, late[1:], strict=False))
+    assert all(before >= after for before, after in pairwise(late))
 
 
 class Model(nn.Module):
@@ -86,9 +88,9 @@ def test_a_trained_part_without_a_rate_is_refused():
 
 def test_trainer_keys_are_checked():
     check_trainer_keys({"gradient_checkpointing": True})
-    with pytest.raises(AlmosaicError, match="learning_rat is not a field .* valid: .*torch_compile"):
+    with pytest.raises(AlmosaicError, match=r"learning_rat is not a field .* valid: .*torch_compile"):
         check_trainer_keys({"learning_rat": 1})
-    with pytest.raises(AlmosaicError, match="trainer.max_steps is decided by `steps`"):
+    with pytest.raises(AlmosaicError, match=r"trainer\.max_steps is decided by `steps`"):
         check_trainer_keys({"max_steps": 1})
     with pytest.raises(ValidationError, match="decided by the recipe's `seed`"):
         OptimSettings(steps=1, trainer={"seed": 3})

@@ -74,5 +74,5 @@ def test_saved_again_it_is_the_same(tokenizer, tmp_path):
 
 def test_the_vocabulary_is_a_bound_and_too_small_a_one_an_error(tmp_path):
     assert len(train_tokenizer(SENTENCES, 5000, tmp_path / "a")) < 500
-    with pytest.raises(AlmosaicError, match="no tokenizer of 100 pieces .* change `vocabulary`"):
+    with pytest.raises(AlmosaicError, match=r"no tokenizer of 100 pieces .* change `vocabulary`"):
         train_tokenizer(SENTENCES, 100, tmp_path / "b")

@@ -1,4 +1,4 @@
-"""The trainer: epochs reach the data, nothing non-finite is learned, checkpoints are whole, Ctrl-C is clean."""
+"""The trainer: epochs reach the data, only finite steps are taken, checkpoints are whole, Ctrl-C is clean."""
 
 import errno
 import os
@@ -150,7 +150,7 @@ def test_ctrl_c_saves_stops_and_resumes_to_the_same_losses(tmp_path, caplog):
     stopped = toy_trainer(tmp_path / "b")
     interrupting(stopped, at=7)
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted, match="stopped at step 7 of 12; .*--resume"):
+    with pytest.raises(Interrupted, match=r"stopped at step 7 of 12; .*--resume"):
         stopped.run(False)
     assert signal.getsignal(signal.SIGINT) is before
     assert "again to stop at once" in caplog.text
@@ -197,3 +197,13 @@ def test_rows_are_the_same_whatever_the_order_they_are_read_in():
     rows = ToyRows()
     rows.set_epoch(3)
     assert torch.equal(rows[4]["x"], (rows[9], rows[4])[1]["x"])
+
+
+def test_an_error_in_a_worker_is_one_line_too(tmp_path):
+    def failing(rows):
+        raise AlmosaicError("clip 3: expected a clip, found none; mend it")
+
+    for workers in (0, 1):
+        with pytest.raises(AlmosaicError) as caught:
+            toy_trainer(tmp_path, collator=failing, workers=workers).run(False)
+        assert str(caught.value) == "clip 3: expected a clip, found none; mend it"
