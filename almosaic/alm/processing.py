@@ -171,15 +171,21 @@ class AlmosaicProcessor(ProcessorMixin):  # type: ignore[misc]
                 f"the conversation has {placeholders} audio placeholders but {len(windows)} clips came with "
                 "it; give one clip per placeholder, in order"
             )
+        rendered = render(self.chat_template, self.tokenizer, turns, add_generation_prompt)
+        pieces = [
+            (piece, index > 0, trained)
+            for text, trained in rendered
+            for index, piece in enumerate(text.split(AUDIO_TOKEN))
+        ]
+        words = self.tokenizer([piece for piece, _, _ in pieces], add_special_tokens=False)["input_ids"]
         ids: list[int] = []
         labels: list[int] = []
         clips = iter(windows)
-        for text, trained in render(self.chat_template, self.tokenizer, turns, add_generation_prompt):
-            for index, piece in enumerate(text.split(AUDIO_TOKEN)):
-                new = self._clip_ids(next(clips)) if index else []
-                new += self.tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else []
-                ids += new
-                labels += new if trained else [IGNORED] * len(new)
+        for (piece, after_clip, trained), own in zip(pieces, words, strict=True):
+            new = self._clip_ids(next(clips)) if after_clip else []
+            new += own if piece else []
+            ids += new
+            labels += new if trained else [IGNORED] * len(new)
         return Encoded(ids, labels, windows)
 
     def pad(self, rows: Sequence[Encoded], side: Literal["left", "right"]) -> dict[str, Tensor]:
