@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from almosaic.errors import AlmosaicError
 
@@ -21,7 +22,7 @@ def lora_names(language_model: Any, targets: str | tuple[str, ...] | list[str]) 
     linear = [
         name
         for name, module in language_model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
     ]
     if targets == ALL_LINEAR:
         return linear
