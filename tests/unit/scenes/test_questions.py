@@ -15,7 +15,7 @@ from almosaic.scenes.scene import SceneSettings
 from almosaic.scenes.wordings import HELDOUT_WORDINGS, WORDINGS
 
 SHORT = SceneSettings(duration_seconds=5.0)
-PAIRS = 60
+PAIRS = 36
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_answers_are_balanced_exactly_where_they_are_few(pairs):
 
 
 def test_every_label_is_right_and_wrong_equally_often(bank):
-    many = twin_pairs(bank, SHORT, "first", 96, split="test", seed=1)
+    many = twin_pairs(bank, SHORT, "first", 48, split="test", seed=1)
     right = Counter(question.answer for pair in many for question in pair.questions)
     assert set(right) == set(bank.labels) and max(right.values()) - min(right.values()) <= 4
     positions = Counter(
@@ -142,7 +142,7 @@ def test_absent_labels_are_of_another_group_and_not_confusable(pairs, bank, aske
             for other in scene.labels:
                 assert where.classes[label].group != where.classes[other].group
                 assert not where.confusable(label, other)
-    assert missing > 500
+    assert missing > 300
 
 
 def test_wordings_of_training_and_evaluation_are_apart(pairs, asked, bank):
@@ -178,7 +178,7 @@ def test_training_questions_never_name_held_out_pairs_and_evaluation_marks_them(
             x, y = pair.questions[0].asked
             assert (pair.questions[0].label_pair == "heldout") == is_heldout(x, y)
     marked = Counter(pair.questions[0].label_pair for pair in pairs["first"])
-    assert 4 <= marked["heldout"] <= 25
+    assert 2 <= marked["heldout"] <= 15
 
 
 def test_training_answers_are_balanced(asked):
@@ -214,7 +214,7 @@ def test_the_label_tells_little_about_presence_in_training(train_bank):
             if question is not None:
                 by_label.setdefault(question.asked[0], Counter())[question.answer] += 1
     best = sum(max(counts.values()) for counts in by_label.values())
-    assert best / sum(sum(counts.values()) for counts in by_label.values()) <= 0.58
+    assert best / sum(sum(counts.values()) for counts in by_label.values()) <= 0.562
 
 
 def test_pairs_depend_on_their_key_and_longer_lists_begin_with_shorter_ones(pairs, bank):
