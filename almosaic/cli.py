@@ -20,9 +20,12 @@ _MODEL = "a model folder, or a run folder (its last stage is used)"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; exit status 0 done, 1 some clips failed, 2 a mistake to mend, 130 stopped by Ctrl-C."""
-    arguments = build_parser().parse_args(argv)
+    arguments = _parse(argv)
     logging.getLogger("almosaic").addHandler(_notes)
     logging.getLogger("almosaic").setLevel(logging.INFO)
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # its import warns of a kernel that nobody needs
     try:
         status: int = arguments.run(arguments)
         sys.stdout.flush()
@@ -45,6 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError):
             return _fail(str(error))
         raise
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments in any order: argparse alone would refuse key=value after an option."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if hasattr(arguments, "overrides"):
+        arguments.overrides += [text for text in rest if not text.startswith("-")]
+        rest = [text for text in rest if text.startswith("-")]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -38,6 +38,7 @@ def load_model(
             return encoder.to(device).eval(), AudioMosaicFeatureExtractor.from_pretrained(folder)
         partial = AlmosaicConfig.from_pretrained(folder).language_model_source is not None
         model = load_partial(folder) if partial else _load_whole(AlmosaicForConditionalGeneration, folder)
+        model.name_or_path = str(folder)  # where `embed` looks for the front end
         return model.to(device).eval(), AutoProcessor.from_pretrained(folder)
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())

@@ -54,7 +54,11 @@ def train(recipe: Curriculum, *, resume: bool = False, only: str | None = None, 
         if stage in waiting:
             _run_one(run, stage, sounds, resume)
     if _is_main():
-        _conclude(run, sounds, bool(waiting), time.perf_counter() - started, report)
+        if any(isinstance(stage, EvalStage) for stage in waiting):
+            _write_results(run, sounds)
+        if all(run.finished(stage) for stage in recipe.stages):
+            shutil.rmtree(run.path / FEATURES, ignore_errors=True)
+        _conclude(run, chosen, time.perf_counter() - started if waiting else None, report)
     return run.path
 
 
@@ -81,25 +85,25 @@ def _heading(number: int, count: int, stage: Stage, skipped: bool) -> str:
     )
 
 
-def _conclude(run: RunFolder, sounds: Sounds, worked: bool, seconds: float, report: Report) -> None:
-    """Results of all finished eval stages, what it took, and the line to type next."""
-    stages = [s for s in run.recipe.stages if isinstance(s, EvalStage) and run.finished(s)]
-    place = run.path / "results.json"
-    if stages and (worked or not place.is_file()):
-        write_results(run.path, collect(run, stages))
-        examples = Evaluation(run, stages[0], sounds).examples()
-        write_report(run.path, json.loads(place.read_text(encoding="utf-8")), examples)
-    if all(run.finished(stage) for stage in run.recipe.stages):
-        shutil.rmtree(run.path / FEATURES, ignore_errors=True)
+def _write_results(run: RunFolder, sounds: Sounds) -> None:
+    """results.json and report.html of all finished eval stages."""
+    stages = [stage for stage in run.recipe.stages if isinstance(stage, EvalStage) and run.finished(stage)]
+    results = collect(run, stages)
+    write_results(run.path, results)
+    write_report(run.path, results, Evaluation(run, stages[0], sounds).examples())
+
+
+def _conclude(run: RunFolder, chosen: Sequence[Stage], seconds: float | None, report: Report) -> None:
+    """The table, what it took, and the line to type next."""
     report("")
-    if place.is_file():
+    place = run.path / "results.json"
+    evaluated = place.is_file() and any(isinstance(stage, EvalStage) for stage in chosen)
+    if evaluated:
         report(table(json.loads(place.read_text(encoding="utf-8"))))
-    if worked:
-        peak = ", ".join(
-            f"{size} GiB of {kind.replace('gpu', 'GPU memory')}" for kind, size in peak_memory().items()
-        )
-        report(f"finished in {seconds / 60:.1f} minutes, with at most {peak}")
-    if stages:
+    if seconds is not None:
+        memory = [f"{size} GiB of {kind}" for kind, size in peak_memory().items()]
+        report(f"finished in {seconds / 60:.1f} minutes, with at most {' and '.join(memory)}")
+    if evaluated:
         report(f"report: {run.path / 'report.html'}")
     for line in next_lines(run.recipe):
         report(line)

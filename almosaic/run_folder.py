@@ -238,7 +238,7 @@ def peak_memory() -> dict[str, float]:
     scale = 1 if sys.platform == "darwin" else 1024
     peak = {"memory": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**30, 2)}
     if torch.cuda.is_available():
-        peak["gpu"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        peak["GPU memory"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
     return peak
 
 
