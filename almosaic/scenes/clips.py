@@ -3,7 +3,7 @@
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from zlib import crc32
 
@@ -171,10 +171,11 @@ class Bank:
         return self._excerpts[use, seconds]
 
     def fingerprint(self) -> str:
-        """SHA-256 of the clips, their regions and the phrases of their classes, in hex."""
+        """SHA-256 of what the bank holds, in hex: the same wherever its files lie."""
         if not self._fingerprint:
             digest = hashlib.sha256()
-            for item in (*self.classes.values(), *self.clips):
+            clips = (replace(clip, audio="") for clip in self.clips)
+            for item in (*self.classes.values(), *clips):
                 digest.update(repr(item).encode() + b"\n")
             self._fingerprint = digest.hexdigest()
         return self._fingerprint

@@ -1,4 +1,4 @@
-"""From a plan to a scene and from its record to audio: lay out, level, check by ear of the energy, render."""
+"""From a plan to the record of a scene, and from the record to audio: cast, lay out, level, check, render."""
 
 import math
 from collections import Counter
@@ -47,7 +47,7 @@ class _Cut:
 
     @property
     def end(self) -> float:
-        return self.start + self.seconds
+        return round(self.start + self.seconds, 3)
 
 
 def render(scene: Scene, bank: Bank) -> NDArray[np.float32]:

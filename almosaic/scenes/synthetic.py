@@ -133,15 +133,15 @@ def open_synthetic(settings: SyntheticBank, split: str) -> Bank:
     clips = []
     for label, kind in KINDS.items():
         for index in range(settings.clips_per_kind):
-            audio = f"synthetic:{GENERATOR_VERSION}/{settings.seed}/{split}/{label}/{index}"
-            span = (0.0, usual_seconds(label, generator("seconds", audio)))
+            name = f"{GENERATOR_VERSION}/{settings.seed}/{split}/{label}/{index:04d}"
+            span = (0.0, usual_seconds(label, generator("seconds", name)))
             clips.append(
                 BankClip(
-                    id=f"{label}-{split}-{index:04d}",
+                    id=name,
                     label=label,
                     split=split,
                     fold=None,
-                    audio=audio,
+                    audio=f"synthetic:{name}",
                     regions=(span,),
                     events=(span,) if kind.sound_class.countable else (),
                 )
@@ -151,4 +151,4 @@ def open_synthetic(settings: SyntheticBank, split: str) -> Bank:
 
 
 def _render_clip(clip: BankClip) -> NDArray[np.float32]:
-    return render_kind(clip.label, generator("sound", clip.audio), clip.regions[0][1])
+    return render_kind(clip.label, generator("sound", clip.id), clip.regions[0][1])

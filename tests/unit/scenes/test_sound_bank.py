@@ -97,6 +97,14 @@ def test_the_fingerprint_follows_the_clips():
     assert first.fingerprint() != open_bank(SyntheticBank(clips_per_kind=2), "dev").fingerprint()
 
 
+def test_the_fingerprint_does_not_depend_on_where_the_files_lie():
+    banks = [
+        Bank(CLASSES, [clip("a", "dog", audio=f"/{place}/a.wav")], silence) for place in ("here", "there")
+    ]
+    assert banks[0].fingerprint() == banks[1].fingerprint()
+    assert banks[0].fingerprint() != Bank(CLASSES, [clip("b", "dog")], silence).fingerprint()
+
+
 def test_a_pickled_bank_leaves_its_waveforms_behind(bank):
     heard = bank.waveform(bank.clips[0])
     copy = pickle.loads(pickle.dumps(bank))
