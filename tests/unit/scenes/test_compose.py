@@ -190,7 +190,7 @@ def test_a_bank_without_the_sounds_that_a_template_needs_is_an_error():
 
 def test_an_unknown_template_is_refused():
     with pytest.raises(ValueError, match="presence"):
-        SceneSettings(templates=("presense",))  # type: ignore[arg-type]
+        SceneSettings(templates=("loudness",))  # type: ignore[arg-type]
 
 
 def test_golden_records(train_bank):
