@@ -24,7 +24,7 @@ from almosaic.settings import Settings
 from almosaic.training.alm_data import ChatSettings, open_chat_data
 from almosaic.training.alm_parts import Parts, join_parts, open_start
 from almosaic.training.callbacks import quiet_library
-from almosaic.training.checkpoints import whole_folder
+from almosaic.training.checkpoints import write_model
 from almosaic.training.optim import OptimSettings, training_arguments
 from almosaic.training.trainer import AlmosaicTrainer
 
@@ -99,15 +99,8 @@ def train_alm(
     set_seed(draws.key(seed, stage, "weights") % 2**31)
     model, processor = _open(settings, parts)
     apply_tuning(model, settings.tune)
-
-    def write() -> None:
-        with whole_folder(folder / "model") as temporary:
-            model.save_pretrained(temporary)
-            processor.save_pretrained(temporary)
-
     if settings.optim.steps == 0:
-        write()
-        return folder / "model"
+        return write_model(folder, model, processor)
     data = ChatDataset([open_chat_data(part, bank, scenes, seed, stage) for part in settings.data])
     bad = BadClips(len(data.source), settings.bad_clip_share)
     data.attempts = bad.attempts
@@ -126,8 +119,7 @@ def train_alm(
         prepare=AudioInputs(processor.feature_extractor, bad),
     )
     trainer.run(resume)
-    trainer.on_main(write)
-    return folder / "model"
+    return trainer.on_main(lambda: write_model(folder, model, processor))
 
 
 class AudioInputs:

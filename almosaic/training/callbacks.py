@@ -1,6 +1,7 @@
 """What happens around the steps of a stage: epochs for the data, one progress bar, a clean stop on Ctrl-C."""
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -20,18 +21,43 @@ from almosaic.errors import AlmosaicError
 logger = logging.getLogger(__name__)
 
 
+class _BesideBars(logging.Handler):
+    """Writes log lines to stderr without breaking into a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
 @contextmanager
 def quiet_library() -> Iterator[None]:
-    """Silence transformers' own bars and chatter while a stage runs; errors still show."""
+    """Silence transformers' own bars and chatter while a stage runs; our warnings have lines of their own."""
     verbosity, bars = library_logging.get_verbosity(), library_logging.is_progress_bar_enabled()
     library_logging.set_verbosity_error()
     library_logging.disable_progress_bar()
+    ours = logging.getLogger("almosaic")
+    handler = None if ours.hasHandlers() else _BesideBars()
+    if handler is not None:
+        ours.addHandler(handler)
     try:
         yield
     finally:
+        if handler is not None:
+            ours.removeHandler(handler)
         library_logging.set_verbosity(verbosity)
         if bars:
             library_logging.enable_progress_bar()
+
+
+@contextmanager
+def worker_errors_in_one_line() -> Iterator[None]:
+    """Take the message out of an error of ours that a loader's worker sends with its traceback as text."""
+    try:
+        yield
+    except AlmosaicError as error:
+        *trace, line = str(error).strip().splitlines()
+        if not trace:
+            raise
+        raise AlmosaicError(line.partition(": ")[2]) from error
 
 
 class Interrupted(AlmosaicError):
@@ -113,6 +139,7 @@ class StopCallback(TrainerCallback):  # type: ignore[misc]
     def __init__(self) -> None:
         self.asked = False
         self.stopped = False
+        self._owner = os.getpid()
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopCallback":
@@ -132,6 +159,8 @@ class StopCallback(TrainerCallback):  # type: ignore[misc]
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         self._restore()
+        if os.getpid() != self._owner:  # a loader's worker, which inherits this handler and works on
+            return
         logger.warning("stopping after this step and saving a checkpoint; again to stop at once")
 
     def on_step_end(

@@ -22,15 +22,19 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 
 
 @contextmanager
-def whole_folder(path: Path, inner: str = "") -> Iterator[Path]:
-    """Yield `tmp-<name>` beside `path` to write into; it replaces `path` on success, else it is removed.
+def whole_folder(path: Path, inner: str = "", *, write: bool = True) -> Iterator[Path]:
+    """Yield `tmp-<name>` beside `path` to write into; it replaces `path` on success, else it goes.
 
-    With `inner`, only that folder within it is kept.
+    With `inner`, only that folder within it is kept. A process with `write` False only learns the name:
+    another process makes the folder and puts it in place.
 
     Raises:
         AlmosaicError: the disk is full or cannot be written; whatever was at `path` before is still there.
     """
     temporary = path.with_name(f"tmp-{path.name}")
+    if not write:
+        yield temporary
+        return
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
@@ -62,6 +66,14 @@ def put_in_place(written: Path, path: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+def write_model(folder: Path, *parts: Any, name: str = "model") -> Path:
+    """Write `folder/name` with `save_pretrained` of a model and what goes with it, and return its path."""
+    with whole_folder(folder / name) as temporary:
+        for part in parts:
+            part.save_pretrained(temporary)
+    return folder / name
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write one JSON file atomically."""
     temporary = path.with_name(f"tmp-{path.name}")
@@ -88,10 +100,10 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return checkpoints[-1] if checkpoints else None
 
 
-def is_final(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written at the last step of its stage."""
+def is_final(checkpoint: Path, steps: int) -> bool:
+    """Whether a checkpoint is the last of a stage of so many steps (-1 = as many as it was planned with)."""
     state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-    return bool(state["global_step"] >= state["max_steps"])
+    return bool(state["global_step"] >= (steps if steps > 0 else state["max_steps"]))
 
 
 def remove_old(folder: Path, keep: int) -> None:

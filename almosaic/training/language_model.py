@@ -18,7 +18,7 @@ from almosaic.scenes.scene import SceneSettings
 from almosaic.settings import Settings
 from almosaic.training.alm_parts import open_language_model
 from almosaic.training.callbacks import quiet_library
-from almosaic.training.checkpoints import whole_folder
+from almosaic.training.checkpoints import write_model
 from almosaic.training.optim import OptimSettings
 from almosaic.training.tokenizer import train_tokenizer
 from almosaic.training.trainer import AlmosaicTrainer
@@ -103,15 +103,8 @@ def train_language_model(
     model, tokenizer = _open(settings.language_model, data, folder)
     extractor = AudioMosaicFeatureExtractor()
     processor = AlmosaicProcessor(extractor, tokenizer, queries=1)
-
-    def write() -> None:
-        with whole_folder(folder / "model") as temporary:
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-
     if settings.optim.steps == 0:
-        write()
-        return folder / "model"
+        return write_model(folder, model, tokenizer)
     trainer = AlmosaicTrainer(
         model,
         settings.optim,
@@ -124,8 +117,7 @@ def train_language_model(
         prepare=_model_inputs,
     )
     trainer.run(resume)
-    trainer.on_main(write)
-    return folder / "model"
+    return trainer.on_main(lambda: write_model(folder, model, tokenizer))
 
 
 def _model_inputs(batch: dict[str, Any], epoch: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from almosaic.objectives.contrastive import ContrastiveSettings
 from almosaic.objectives.pretraining import AudioMosaicForPreTraining
 from almosaic.settings import Settings
 from almosaic.training.callbacks import quiet_library
-from almosaic.training.checkpoints import whole_folder
+from almosaic.training.checkpoints import write_model
 from almosaic.training.log_mel_pool import LogMelPool, PoolDataset, collate_pool, measure_statistics
 from almosaic.training.optim import OptimSettings
 from almosaic.training.trainer import AlmosaicTrainer
@@ -105,8 +105,12 @@ def pretrain(
     Raises:
         AlmosaicError: windows too short for the clips, too many bad clips, non-finite training, a full disk.
     """
-    folder = Path(folder)
-    bad = BadClips(len(source), settings.bad_clip_share)
+    folder, clips, batch = Path(folder), len(source), settings.optim.batch_size
+    if clips < batch and settings.optim.steps != 0:
+        raise AlmosaicError(
+            f"stage {stage}: batch_size {batch} is larger than the {clips} clips; set it to {clips} or less"
+        )
+    bad = BadClips(clips, settings.bad_clip_share)
     extractor = AudioMosaicFeatureExtractor.from_settings(settings.front_end)
     trains = settings.optim.steps != 0
     pool = LogMelPool.build(source, bad, settings.optim.workers) if settings.cache and trains else None
@@ -118,8 +122,7 @@ def pretrain(
     config.objective = settings.objective.model_dump()
     model = AudioMosaicForPreTraining(config)
     if not trains:
-        _write(model, extractor, folder)
-        return folder / "model"
+        return _write(folder, model, extractor)
     trainer = AlmosaicTrainer(
         model,
         settings.optim,
@@ -136,12 +139,9 @@ def pretrain(
         drop_last=True,
     )
     trainer.run(resume)
-    trainer.on_main(lambda: _write(model, extractor, folder))
-    return folder / "model"
+    return trainer.on_main(lambda: _write(folder, model, extractor))
 
 
-def _write(model: AudioMosaicForPreTraining, extractor: AudioMosaicFeatureExtractor, folder: Path) -> None:
-    for name, part in (("pretraining", model), ("model", model.encoder)):
-        with whole_folder(folder / name) as temporary:
-            part.save_pretrained(temporary)
-            extractor.save_pretrained(temporary)
+def _write(folder: Path, model: AudioMosaicForPreTraining, extractor: AudioMosaicFeatureExtractor) -> Path:
+    write_model(folder, model, extractor, name="pretraining")
+    return write_model(folder, model.encoder, extractor)

@@ -1,7 +1,6 @@
 """The one trainer: transformers' `Trainer` with work on the device, finite checks and whole checkpoints."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer
 
 from almosaic.data import draws
-from almosaic.errors import AlmosaicError
 from almosaic.training import checkpoints
 from almosaic.training.callbacks import (
     EpochCallback,
@@ -19,6 +17,7 @@ from almosaic.training.callbacks import (
     ProgressCallback,
     StepCallback,
     StopCallback,
+    worker_errors_in_one_line,
 )
 from almosaic.training.optim import OptimSettings, parameter_groups, rate_factor, training_arguments
 
@@ -71,21 +70,15 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
         drop_last: bool = False,
     ) -> None:
         arguments = training_arguments(settings, folder, draws.key(seed, stage) % 2**31)
-        if drop_last and len(dataset) < settings.batch_size:
-            raise AlmosaicError(
-                f"stage {stage}: batch_size {settings.batch_size} is larger than the {len(dataset)} clips; "
-                f"set batch_size to {len(dataset)} or less"
-            )
-        self.settings, self.parts, self.prepare = settings, parts, prepare
-        self.folder, self.drop_last = folder, drop_last
+        self.settings, self.parts, self.prepare, self.folder = settings, parts, prepare, folder
+        arguments.dataloader_drop_last = drop_last
         self.order = EpochOrder(len(dataset), seed, stage)
         self.epochs = EpochCallback(self.order, dataset)
         self.progress, self.stop, self.finite = ProgressCallback(stage), StopCallback(), FiniteCallback(stage)
         self.metric_sums: dict[str, tuple[torch.Tensor, int]] = {}
         self.saving_to: Path | None = None
         callbacks = [self.epochs, self.finite, self.progress, self.stop]
-        if after_step is not None:
-            callbacks.append(StepCallback(after_step))
+        callbacks += [] if after_step is None else [StepCallback(after_step)]
         super().__init__(model, arguments, data_collator=collator, train_dataset=dataset, callbacks=callbacks)
         self.remove_callback(PrinterCallback)
 
@@ -97,18 +90,12 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
             AlmosaicError: loss or gradients became non-finite, or a checkpoint could not be written or read.
         """
         found = checkpoints.latest_checkpoint(self.folder) if resume else None
-        if found and checkpoints.is_final(found):
+        if found and checkpoints.is_final(found, self.args.max_steps):
             self._load_from_checkpoint(str(found))
             return
         try:
-            with self.stop:
+            with self.stop, worker_errors_in_one_line():
                 self.train(resume_from_checkpoint=str(found) if found else None)
-        except AlmosaicError as error:
-            *trace, line = str(error).strip().splitlines()
-            if not trace:
-                raise
-            # An error in a worker arrives with its traceback in the text; the last line is the message.
-            raise AlmosaicError(line.partition(": ")[2]) from error
         finally:
             self.progress.close()
         if self.stop.stopped:
@@ -119,11 +106,12 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
         if self.args.should_save:
             checkpoints.write_json(self.folder / "training_log.json", self.state.log_history)
 
-    def on_main(self, write: Callable[[], None]) -> None:
-        """Let the main process write while the others wait."""
+    def on_main(self, write: Callable[[], Path]) -> Path:
+        """Let the main process write `folder/model` while the others wait."""
         if self.args.should_save:
             write()
         self.accelerator.wait_for_everyone()
+        return self.folder / "model"
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The loader over the rows in this trainer's own order."""
@@ -134,10 +122,9 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
-            drop_last=self.drop_last,
+            drop_last=self.args.dataloader_drop_last,
         )
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-        return prepared
+        return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The library's optimizer over our parameter groups."""
@@ -156,18 +143,17 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         inputs = super()._prepare_inputs(inputs)
-        if self.prepare is None:
-            return inputs
-        with torch.no_grad(), torch.autocast(self.args.device.type, enabled=False):
-            inputs = self.prepare(inputs, self.epochs.epoch)
-        self._note(inputs.pop("metrics", {}))
+        if self.prepare is not None:
+            with torch.no_grad(), torch.autocast(self.args.device.type, enabled=False):
+                inputs = self.prepare(inputs, self.epochs.epoch)
+            self._note(inputs.pop("metrics", {}))
         return inputs
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The model's own loss; its `metrics` are kept for the next log line."""
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch=num_items_in_batch)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         self.finite.losses.append(loss.detach())
         self._note(outputs.get("metrics") or {})
         return (loss, outputs) if return_outputs else loss
@@ -195,17 +181,15 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         path = self.folder / f"checkpoint-{self.state.global_step}"
         main = self.args.should_save
-        temporary = path.with_name(f"tmp-{path.name}")
-        with checkpoints.whole_folder(path, path.name) if main else nullcontext(temporary) as self.saving_to:
+        with checkpoints.whole_folder(path, path.name, write=main) as self.saving_to:
             super()._save_checkpoint(model, trial)
-            (temporary / path.name / "training_args.bin").unlink(
-                missing_ok=True
-            )  # a pickle that nothing reads
+            # A pickle that nothing reads.
+            (self.saving_to / path.name / "training_args.bin").unlink(missing_ok=True)
             self.accelerator.wait_for_everyone()
         self.saving_to = None
-        self.accelerator.wait_for_everyone()
         if main:
             checkpoints.remove_old(self.folder, self.settings.keep_checkpoints)
+        self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled:

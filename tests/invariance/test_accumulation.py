@@ -1,4 +1,4 @@
-"""Two half batches make the step of one whole batch where the loss is a mean over words, and are refused elsewhere."""
+"""Two half batches make one batch where the loss is a mean over words, and are refused elsewhere."""
 
 import sys
 from pathlib import Path

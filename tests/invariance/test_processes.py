@@ -38,9 +38,9 @@ def test_two_gloo_processes_train_as_one(tmp_path):
         SCRIPT.format(helpers=str(Path(__file__).parents[1] / "unit/training"))
     )
     arguments = [str(tmp_path), json.dumps(PRETRAIN), json.dumps(ALM)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        + [str(tmp_path / "script.py"), *arguments],
+        [*torchrun, str(tmp_path / "script.py"), *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -115,7 +115,7 @@ def test_bad_clips_are_skipped_and_named_or_stop_the_run(tmp_path, caplog):
     assert len(found) == 6
     assert caplog.text.count("skipped clip 3, the next one takes its place") == 1
     for number, workers in enumerate((0, 1)):
-        with pytest.raises(AlmosaicError, match="[23] of 16 clips cannot be used") as caught:
+        with pytest.raises(AlmosaicError, match=r"[23] of 16 clips cannot be used") as caught:
             run_pretrain(
                 tmp_path / f"b{number}",
                 source=Tones(bad=(3, 4, 5)),

@@ -40,11 +40,6 @@ def test_an_incomplete_batch_is_kept_or_dropped_as_asked(tmp_path):
     assert [epoch for epoch, _, _ in dropped] == [0, 0, 1]
 
 
-def test_a_batch_larger_than_the_data_is_refused(tmp_path):
-    with pytest.raises(AlmosaicError, match="batch_size 4 is larger than the 3 clips"):
-        toy_trainer(tmp_path, rows=3, drop_last=True)
-
-
 def test_prepare_runs_without_gradients_and_outside_autocast(tmp_path):
     trainer = toy_trainer(tmp_path, precision="bf16", steps=1)
     states = []

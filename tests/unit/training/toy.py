@@ -70,7 +70,7 @@ def collate(rows):
 
 
 def toy_trainer(folder: Path, seen=None, rows=20, collator=collate, drop_last=False, **settings):
-    """A trainer over the toy; batches are appended to `seen` as (epoch of the step, epochs of rows, clips)."""
+    """A trainer over the toy; batches go to `seen` as (epoch of the step, epochs of rows, clips)."""
     torch.manual_seed(0)
     given = {
         "steps": 12,
