@@ -37,7 +37,7 @@ class SceneChatSettings(Settings):
         captions: share of the rows that ask for a caption.
         timelines: share of the rows that ask for the timeline.
         slots: words of a timeline.
-        turns: questions asked of a scene in one conversation; what stands for the clip is then read once for all.
+        turns: questions asked of a scene in one conversation, which reads the clip or its text once for all.
     """
 
     name: Literal["scenes"] = "scenes"
@@ -109,7 +109,7 @@ class SceneChatDataset(Dataset[Conversation]):
         return {"id": f"{scene.scene_id}/{self.epoch}", "messages": messages, "clips": [index]}
 
     def _first_turn(self, scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-        """What the user asks about a scene and what the assistant answers: a caption, a timeline or a question."""
+        """What the user asks about a scene and what the assistant answers: caption, timeline or question."""
         chance = rng.random()
         if chance < self.settings.captions:
             return self._caption(scene, rng)
@@ -121,7 +121,7 @@ class SceneChatDataset(Dataset[Conversation]):
         return _pick(CAPTION_PROMPTS, rng), _pick(captions(scene, self.bank), rng)
 
     def _question(self, scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
-        """Question and answer of the first template, in a drawn order, that has something to ask of the scene."""
+        """Question and answer of the first template, in a drawn order, that fits the scene."""
         asked = (ask(scene, self.bank, template, rng) for template in self._order(rng))
         return next(((one.question, one.answer) for one in asked if one is not None), None)
 
