@@ -62,11 +62,13 @@ class LanguageModelSettings(Settings):
     Args:
         language_model: `{name: tiny, ...}`, or `{name: NAME}` of a folder or a model of the hub.
         data: conversations in which a text stands where the clip will be heard.
+        full_text: train on every token of a conversation, not on the assistant's alone.
         optim: length, batch, learning rate.
     """
 
     language_model: LanguageModelSource = TinyLanguageModel()
     data: SceneTextSettings = SceneTextSettings()
+    full_text: bool = False
     optim: OptimSettings = OptimSettings(
         steps=1800,
         learning_rate=2e-3,
@@ -109,7 +111,7 @@ def train_language_model(
         model,
         settings.optim,
         data,
-        TextCollator(processor, extractor.window_frames),
+        TextCollator(processor, extractor.window_frames, settings.full_text),
         folder=folder,
         seed=seed,
         stage=stage,

@@ -58,6 +58,12 @@ def test_another_model_goes_the_same_way_from_a_folder(tmp_path, bank):
     )
 
 
+def test_training_on_all_words_is_another_task(tmp_path, bank):
+    run(tmp_path / "a", bank, steps=1)
+    run(tmp_path / "b", bank, steps=1, full_text=True)
+    assert losses(tmp_path / "a") != losses(tmp_path / "b")
+
+
 def test_training_is_repeatable(tmp_path, bank):
     run(tmp_path / "a", bank)
     run(tmp_path / "b", bank)
