@@ -4,9 +4,11 @@ A plan names labels only; `compose` finds clips for them and lays them out in ti
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 from almosaic.errors import AlmosaicError
+from almosaic.scenes.clips import is_heldout
 from almosaic.scenes.planner import MIN_EVENTS, Place, Plan, Planner, Sound
 from almosaic.scenes.scene import Template
 
@@ -30,66 +32,85 @@ def next_plan(planner: Planner, template: Template) -> Plan:
 
 
 def _presence(planner: Planner) -> Plan | None:
-    return _exchange(planner, "presence", planner.number("presence fillers", (0, 1, 2)))
-
-
-def _choice(planner: Planner) -> Plan | None:
-    return _exchange(planner, "choice", planner.number("choice fillers", (0, 1)))
-
-
-def _exchange(planner: Planner, template: Literal["presence", "choice"], fillers: int) -> Plan | None:
     """X among fillers, and C in its place among the same fillers."""
-    bank = planner.bank
-    sure = planner.sure()
-    x = planner.deal(f"{template} one", sure)
+    bank, sure = planner.bank, planner.sure()
+    x = planner.deal("presence one", sure)
     if x is None:
         return None
     c = planner.deal(
-        f"{template} two",
-        sure,
-        lambda label: planner.comparable(label, x) and x in bank.apart[label],
+        "presence two", sure, lambda label: planner.comparable(label, x) and x in bank.apart[label]
     )
     if c is None:
         return None
-    cast = [x, c]
-    for _ in range(fillers):
-        label = planner.deal(
-            f"{template} filler",
-            planner.usable("any"),
-            lambda label: planner.companion(label, cast) and label in bank.apart[x] & bank.apart[c],
-        )
+    fillers = _fillers(planner, "presence", [x, c], [x], planner.number("presence fillers", (0, 1, 2)))
+    if fillers is None:
+        return None
+    return _exchange(planner, "presence", (x,), (x, c), fillers, planner.heldout((x, c)), ("yes", "no"))
+
+
+def _choice(planner: Planner) -> Plan | None:
+    """Four options, one of them among fillers, and another one in its place.
+
+    All four could stand for each other: which two are heard is drawn last, so the text cannot tell.
+    """
+    new_pair = not planner.training and planner.number("choice held out", (0, 0, 0, 0, 1)) == 1
+    new_pair = new_pair and planner.settings.heldout_label_pairs
+    options: list[str] = []
+    while len(options) < 4:
+        accept = partial(_joins_options, planner, options, new_pair and len(options) == 1)
+        label = planner.deal("choice", planner.sure(), accept)
         if label is None:
             return None
-        cast.append(label)
-    slots = planner.rng.permutation(fillers + 1)
-    rest = tuple(Place(2 + i, int(slots[1 + i])) for i in range(fillers))
-    twins = ((Place(0, int(slots[0])), *rest), (Place(1, int(slots[0])), *rest))
-    asked: tuple[str, ...] = (x,)
-    answers = ("yes", "no")
-    if template == "choice":
-        options = _options(planner, cast)
-        if options is None:
-            return None
-        asked, answers = planner.shuffled((x, c, *options)), (x, c)
-    sounds = tuple(Sound(label) for label in cast)
-    return Plan(template, asked, answers, planner.heldout((x, c)), fillers + 1, sounds, twins)
+        options.append(label)
+    asked = planner.shuffled(options)
+    fillers = _fillers(planner, "choice", asked, asked, planner.number("choice fillers", (0, 1)))
+    if fillers is None:
+        return None
+    one, other = (asked[int(place)] for place in planner.rng.permutation(4)[:2])
+    return _exchange(planner, "choice", asked, (one, other), fillers, new_pair, (one, other))
 
 
-def _options(planner: Planner, cast: Sequence[str]) -> list[str] | None:
-    """Two wrong options that neither twin holds."""
-    options: list[str] = []
-    for _ in range(2):
+def _joins_options(planner: Planner, options: Sequence[str], as_new_pair: bool, label: str) -> bool:
+    if not planner.bank.apart[label].issuperset(options):
+        return False
+    return is_heldout(label, options[0]) if as_new_pair else planner.companion(label, options)
+
+
+def _fillers(
+    planner: Planner, role: str, others: Sequence[str], asked: Sequence[str], count: int
+) -> list[str] | None:
+    """Further sounds that may join the others, and beside which each of the asked labels can be absent."""
+    fillers: list[str] = []
+    for _ in range(count):
         label = planner.deal(
-            "choice option",
-            planner.sure(),
+            f"{role} filler",
+            planner.usable("any"),
             lambda label: (
-                planner.bank.apart[label].issuperset(cast) and planner.companion(label, (*cast, *options))
+                planner.companion(label, [*others, *fillers])
+                and all(label in planner.bank.apart[x] for x in asked)
             ),
         )
         if label is None:
             return None
-        options.append(label)
-    return options
+        fillers.append(label)
+    return fillers
+
+
+def _exchange(
+    planner: Planner,
+    template: Template,
+    asked: tuple[str, ...],
+    mains: tuple[str, str],
+    fillers: Sequence[str],
+    heldout: bool,
+    answers: tuple[str, str],
+) -> Plan:
+    """One of the mains among the fillers, and the other one in its place."""
+    slots = [int(slot) for slot in planner.rng.permutation(len(fillers) + 1)]
+    rest = tuple(Place(member, slot) for member, slot in enumerate(slots[1:], start=2))
+    twins = ((Place(0, slots[0]), *rest), (Place(1, slots[0]), *rest))
+    cast = tuple(Sound(label) for label in (*mains, *fillers))
+    return Plan(template, asked, answers, heldout, len(slots), cast, twins)
 
 
 def _order(planner: Planner, template: Literal["first", "before"]) -> Plan | None:

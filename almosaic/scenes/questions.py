@@ -13,7 +13,7 @@ import numpy as np
 from almosaic.data.draws import generator
 from almosaic.errors import AlmosaicError
 from almosaic.scenes.answers import answer, chance, is_correct
-from almosaic.scenes.clips import Bank, is_heldout
+from almosaic.scenes.clips import Bank
 from almosaic.scenes.compose import compose_plan
 from almosaic.scenes.decks import Deck
 from almosaic.scenes.planner import MIN_EVENTS, Plan, Planner
@@ -198,7 +198,8 @@ def _exchanged(
         return (missing[order[0]],)
     options = [right]
     for place in order:
-        if len(options) < 4 and all(_may_stand_beside(bank, missing[place], other) for other in options):
+        # Each of another group, as the right one is: otherwise the odd one out would be the answer.
+        if len(options) < 4 and bank.apart_in_training[missing[place]].issuperset(options):
             options.append(missing[place])
     return _shuffled(options, rng) if len(options) == 4 else None
 
@@ -212,10 +213,6 @@ def _population(scene: Scene, bank: Bank) -> list[str]:
     if scene.template == "longer":
         return [label for label in sure if bank.classes[label].kind == "texture"]
     return sure
-
-
-def _may_stand_beside(bank: Bank, label: str, other: str) -> bool:
-    return not is_heldout(label, other) and not bank.confusable(label, other)
 
 
 def _shuffled(labels: Sequence[str], rng: np.random.Generator) -> tuple[str, ...]:

@@ -2,6 +2,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -143,6 +144,27 @@ def test_absent_labels_are_of_another_group_and_not_confusable(pairs, bank, aske
                 assert where.classes[label].group != where.classes[other].group
                 assert not where.confusable(label, other)
     assert missing > 300
+
+
+def test_any_option_of_a_choice_could_be_the_answer(pairs, asked, bank, train_bank):
+    """Were a wrong option of the group of another one, the text would tell that it is wrong."""
+    cases = [(bank, pair.questions[0]) for pair in pairs["choice"]]
+    cases += [(train_bank, question) for _, question in asked["choice"]]
+    for where, question in cases:
+        assert len({where.classes[label].group for label in question.asked}) == 4
+        assert not any(where.confusable(a, b) for a in question.asked for b in question.asked)
+    places = Counter(q.options.index(q.answer) for _, q in asked["choice"])
+    assert max(places.values()) <= 0.3 * sum(places.values())
+
+
+def test_a_choice_holds_one_held_out_pair_where_it_is_marked(pairs):
+    marked = 0
+    for pair in pairs["choice"]:
+        question = pair.questions[0]
+        new = sum(is_heldout(a, b) for a, b in combinations(question.asked, 2))
+        assert new == (question.label_pair == "heldout")
+        marked += new
+    assert 5 <= marked <= 9  # one in five
 
 
 def test_wordings_of_training_and_evaluation_are_apart(pairs, asked, bank):
