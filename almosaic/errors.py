@@ -1,4 +1,4 @@
-"""The two errors a user can meet: each carries one line that says what was expected, what was found and what to do."""
+"""The two errors a user can meet: one line that says what was expected, what was found and what to do."""
 
 
 class AlmosaicError(ValueError):

@@ -1,4 +1,4 @@
-"""The environment itself: a stray package here breaks transformers for everyone (docs/architecture.md, decisions)."""
+"""The environment itself: a stray package here breaks transformers for everyone (docs/architecture.md)."""
 
 import importlib.metadata
 import importlib.util
