@@ -170,7 +170,7 @@ class Evaluation:
     def examples(self) -> Sequence[dict[str, Any]]:
         """Questions for the report, as the first model answered them."""
         settings = self.stage.question_answering
-        kept = [self.folder / f"questions-{name}.jsonl" for name in self.models]
+        kept = [self._records(f"questions-{name}") for name in self.models]
         if settings is None or not kept or not kept[0].is_file():
             return []
         bank = self.sounds(settings.split)
@@ -183,9 +183,12 @@ class Evaluation:
         with progress(f"{self.stage.id}: probes", "clip") as advance:
             return probe.encoder_rows(encoders, probe.ProbeClips.from_banks(banks), settings, advance)
 
+    def _records(self, name: str) -> Path:
+        return self.folder / f"{name.replace('/', '-')}.jsonl"
+
     def _kept(self, name: str, model_folder: Path, answer: Callable[[Any, Any, Any], Records]) -> Records:
         """Records of an earlier attempt at this stage, or new ones."""
-        path = self.folder / f"{name}.jsonl"
+        path = self._records(name)
         if path.is_file():
             return _read_records(path)
         with progress(f"{self.stage.id}: {name}", "answer") as advance:

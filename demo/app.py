@@ -50,9 +50,15 @@ def build_page(model: Any, processor: Any, name: str) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
                 clip = gr.Audio(
-                    sources=["microphone", "upload"], type="filepath", label="A clip for the next question"
+                    sources=["upload", "microphone"], type="filepath", label="A clip for the next question"
                 )
-                pictures = gr.Gallery(label="Log-mel spectrograms", columns=1, height=360, interactive=False)
+                pictures = gr.Gallery(
+                    label="Log-mel spectrograms",
+                    columns=1,
+                    height=420,
+                    object_fit="contain",
+                    interactive=False,
+                )
                 cost = gr.Markdown("Record or upload a clip, or drop files into the message box.")
                 with gr.Accordion("Sampling", open=False):
                     length = gr.Slider(1, 256, value=64, step=1, label="Longest answer, tokens")
@@ -235,7 +241,7 @@ def spectrogram(waveform: NDArray[np.float32]) -> NDArray[np.uint8]:
     from matplotlib.figure import Figure
 
     log_mel, frames = log_mel_fbank(torch.from_numpy(waveform)[None])
-    figure = Figure(figsize=(5.0, 2.2), dpi=110, layout="constrained")
+    figure = Figure(figsize=(4.0, 3.2), dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     seconds = len(waveform) / SAMPLING_RATE
