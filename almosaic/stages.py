@@ -25,6 +25,7 @@ from almosaic.data.clips import ClipSource, JoinedClips, ManifestClips, SceneCli
 from almosaic.data.manifest import read_manifest
 from almosaic.data.scene_chat import SceneChatSettings, training_pool
 from almosaic.evaluation import captioning, probe, question_answering
+from almosaic.files import write_whole
 from almosaic.loading import load_model
 from almosaic.run_folder import RunFolder
 from almosaic.scenes.bank import Bank, open_bank
@@ -193,9 +194,7 @@ class Evaluation:
             return _read_records(path)
         with progress(f"{self.stage.id}: {name}", "answer") as advance:
             records = answer(*load_model(model_folder), advance)
-        partial = path.with_name(f"tmp-{path.name}")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
         return records
 
     def _ask(self, model: Any, processor: Any, advance: Any) -> Records:

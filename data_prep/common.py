@@ -1,8 +1,8 @@
 """What every corpus script shares: tables, checksums, splits, the pass over the audio, the files written."""
 
 import argparse
-import contextlib
 import csv
+import io
 import os
 import sys
 import zlib
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from almosaic.audio import SAMPLING_RATE, load_audio
 from almosaic.data.manifest import fingerprint, write_manifest
 from almosaic.errors import AlmosaicError, AudioError
+from almosaic.files import write_whole
 from data_prep.regions import Region, active_regions
 
 AUDIO_SUFFIXES = frozenset(
@@ -70,18 +71,11 @@ def read_table(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a CSV file in one step."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(header)
-            writer.writerows(rows)
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise AlmosaicError(f"{path}: cannot be written: {error.strerror or error}") from error
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())
 
 
 def verify_sums(folder: Path) -> int:

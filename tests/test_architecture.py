@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "almosaic"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# The longest matching prefix decides. `errors` and `settings` are the ground that everything stands on.
-GROUND = {"errors", "settings"}
+# The longest matching prefix decides. Everything stands on `errors`, `settings` and `files`.
+GROUND = {"errors", "settings", "files"}
 FLOORS = {
     "audio": 0, "masking": 0, "evaluation.metrics": 0, "data.manifest": 0, "data.draws": 0,
     "features": 1, "encoder": 1, "scenes": 1,
@@ -26,13 +26,19 @@ FLOORS = {
     "run": 6, "run_folder": 6, "stages": 6, "outputs": 6, "cli": 6, "__main__": 6,
 }  # fmt: skip
 # The one file with an import side effect is imported where the classes that it registers live.
-EXCEPTIONS = {("encoder.__init__", "auto"), ("alm.__init__", "auto"), ("data.manifest", "audio")}
+EXCEPTIONS = {
+    ("encoder.__init__", "auto"),
+    ("alm.__init__", "auto"),
+    ("data.manifest", "audio"),
+    ("data.manifest", "files"),
+}
 EXCEPTIONS |= {("auto", f"alm.{name}") for name in ("configuration", "modeling", "processing")}
 EXCEPTIONS |= {("auto", "objectives.pretraining")}
 
 WITHOUT_TORCH = [
     "errors",
     "settings",
+    "files",
     "audio",
     "data.manifest",
     "data.draws",

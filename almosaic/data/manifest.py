@@ -4,17 +4,16 @@ Columns: `id` and `audio` (required; `audio` is relative to the manifest); `spli
 `captions`, `duration_seconds`, `license`, `attribution` (all optional). Any other column is kept in `extra`.
 """
 
-import contextlib
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from almosaic.errors import AlmosaicError, AudioError
+from almosaic.files import write_whole
 
 DURATION_TOLERANCE_SECONDS = 0.1  # lossy formats pad a clip by up to two of their frames
 
@@ -67,18 +66,7 @@ def write_manifest(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
         lines.append(json.dumps(values, ensure_ascii=False, allow_nan=False))
     if not lines:
         raise AlmosaicError(f"{path}: expected at least one row to write, found none; check the source")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise AlmosaicError(f"{path}: cannot write the manifest: {error.strerror or error}") from error
+    write_whole(path, "\n".join(lines) + "\n")
     return len(lines)
 
 

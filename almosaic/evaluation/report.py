@@ -12,9 +12,7 @@
 Every part but `about` may be missing. `write_results` adds `schema_version`.
 """
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -38,6 +36,7 @@ from almosaic.evaluation.tables import (
     skipped,
     table,
 )
+from almosaic.files import write_whole
 
 __all__ = ["SCHEMA_VERSION", "table", "write_report", "write_results"]
 
@@ -55,7 +54,7 @@ def write_results(folder: str | Path, results: Results) -> Path:
         raise AlmosaicError(
             f"results hold a value that JSON cannot: {error}; report it as skipped"
         ) from error
-    return _write(Path(folder) / "results.json", text + "\n")
+    return write_whole(Path(folder) / "results.json", text + "\n")
 
 
 def write_report(folder: str | Path, results: Results, examples: Sequence[Example] = ()) -> Path:
@@ -78,7 +77,7 @@ def write_report(folder: str | Path, results: Results, examples: Sequence[Exampl
         _skipped(results),
         _footer(about),
     ]
-    return _write(Path(folder) / "report.html", page.page(title, sections))
+    return write_whole(Path(folder) / "report.html", page.page(title, sections))
 
 
 def _hero(results: Results) -> str:
@@ -201,19 +200,3 @@ def _footer(about: Mapping[str, Any]) -> str:
         if name != "title" and value not in (None, ""):
             rows.append(f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(str(value))}</dd>")
     return f"<footer><dl>{''.join(rows)}</dl></footer>"
-
-
-def _write(path: Path, text: str) -> Path:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise AlmosaicError(f"{path}: cannot be written: {error.strerror or error}") from error
-    return path

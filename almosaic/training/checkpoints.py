@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from almosaic.errors import AlmosaicError
+from almosaic.files import write_whole
 
 STATE_FILE = "trainer_state.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -76,10 +77,7 @@ def write_model(folder: Path, *parts: Any, name: str = "model") -> Path:
 
 def write_json(path: Path, content: Any) -> None:
     """Write one JSON file atomically."""
-    temporary = path.with_name(f"tmp-{path.name}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    _flush(temporary)
-    temporary.replace(path)
+    write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ def test_the_library_is_quiet_inside_and_as_found_outside():
 
 def test_warnings_are_written_once_whether_or_not_logging_is_set_up(capsys, monkeypatch):
     logger = logging.getLogger("almosaic.anything")
-    monkeypatch.setattr(logging.getLogger("almosaic"), "handlers", [])  # the command line's, where it ran before
+    monkeypatch.setattr(logging.getLogger("almosaic"), "handlers", [])  # the command line's
     monkeypatch.setattr(logging.root, "handlers", [])
     with quiet_library():
         logger.warning("one clip skipped")
