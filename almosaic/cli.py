@@ -159,7 +159,9 @@ def say(text: str, stream: TextIO | None = None) -> None:
 
 
 def _fail(message: str, status: int = 2) -> int:
-    say(("error: " if status == 2 else "") + " ".join(message.split()), sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    prefix = ("error: " if status == 2 else "") + (f"process {rank}: " if rank != "0" else "")
+    print(prefix + " ".join(message.split()), file=sys.stderr, flush=True)
     return status
 
 
@@ -279,6 +281,7 @@ def _list_failed(failed: Sequence[str], total: int) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from almosaic.export import export
     from almosaic.outputs import convert_released
+    from almosaic.training.callbacks import quiet_library
 
     wanted = 1 if arguments.from_released else 2
     if len(arguments.paths) != wanted:
@@ -287,10 +290,11 @@ def _export(arguments: argparse.Namespace) -> int:
             f" found {' '.join(map(str, arguments.paths))} ({len(arguments.paths)} paths instead of {wanted})"
         )
     out = arguments.paths[-1]
-    if arguments.from_released:
-        convert_released(arguments.from_released, out, arguments.preset)
-    else:
-        export(arguments.paths[0], out, merge=arguments.merge)
+    with quiet_library():
+        if arguments.from_released:
+            convert_released(arguments.from_released, out, arguments.preset)
+        else:
+            export(arguments.paths[0], out, merge=arguments.merge)
     say(f"wrote {out}")
     return 0
 

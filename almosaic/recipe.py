@@ -2,7 +2,7 @@
 
 Layers lie over each other: the parents named by `extends:`, then the file itself, then the command line.
 Mappings merge, everything else replaces. A mapping laid over a list of stages addresses them by id. A mapping
-that chooses another `name` below the top level replaces the old choice whole, and no option of it is left.
+that chooses another `name` below the top level replaces the old choice whole; an empty one empties it.
 """
 
 import os
@@ -213,7 +213,7 @@ def _merge(old: Any, new: Any, place: tuple[str, ...], label: str) -> Any:
     other_kind = bool(place) and isinstance(new, dict) and "name" in new and isinstance(old, dict)
     if other_kind and old.get("name", new["name"]) != new["name"]:
         return new
-    if isinstance(old, dict) and isinstance(new, dict):
+    if isinstance(old, dict) and isinstance(new, dict) and new:
         return old | {
             key: _merge(old.get(key), value, (*place, str(key)), label) for key, value in new.items()
         }

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -24,36 +24,29 @@ def as_one_line(
         hidden: parts at the start of a stage's place that the author did not write (a recipe of one task).
     """
     complaints = sorted(error.errors(), key=_unknown_first)
-    place, value, model = _walk(complaints[0]["loc"], schema, tree)
-    place = place[hidden:] if place[:1] == ["stages"] else place
+    spot = _walk(complaints[0]["loc"], schema, tree)
+    place = spot.place[hidden:] if spot.place[:1] == ["stages"] else spot.place
     more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
-    return AlmosaicError(f"{where(place)}: {_sentence(complaints[0], place, value, model)}{more}")
+    return AlmosaicError(f"{where(place)}: {_sentence(complaints[0], place, spot)}{more}")
 
 
 def _unknown_first(complaint: Mapping[str, Any]) -> bool:
     return bool(complaint["type"] != "extra_forbidden")
 
 
-def _sentence(
-    complaint: Mapping[str, Any], place: Sequence[str], value: Any, model: type[BaseModel] | None
-) -> str:
-    key, kind, context = ".".join(place), complaint["type"], complaint.get("ctx", {})
+def _sentence(complaint: Mapping[str, Any], place: Sequence[str], spot: "_Spot") -> str:
+    key, kind, value = ".".join(place), complaint["type"], spot.value
     if kind == "extra_forbidden":
-        valid = [] if model is None else valid_keys(model)
+        valid = valid_keys(spot.holder)
         return f"unknown key {key}{_close(place[-1], valid)}; valid here: {', '.join(valid)}"
     if kind == "missing":
         return f"{key} is missing"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        discriminator = str(context["discriminator"]).strip("'")
-        tags = [] if model is None else _tags(model, discriminator)
-        tags = (
-            [tag.strip(" '") for tag in context.get("expected_tags", "").split(",")]
-            if context.get("expected_tags")
-            else tags
-        )
-        found = value.get(discriminator) if isinstance(value, dict) else value
-        where = f"{key}.{discriminator}" if key else discriminator
-        return f"{where} is {found!r}{_close(str(found), tags)}; expected one of {', '.join(tags)}"
+        name = str(complaint["ctx"]["discriminator"]).strip("'")
+        found = value.get(name) if isinstance(value, dict) else value
+        where, choices = f"{key}.{name}".strip("."), _choices(spot.annotation, name)
+        said = f"is {found!r}{_close(str(found), choices)}" if found is not None else "is missing"
+        return f"{where} {said}; expected one of {', '.join(choices)}"
     message = complaint["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if kind == "value_error":
         return f"{key}: {message}" if key else message
@@ -75,18 +68,23 @@ def valid_keys(model: type[BaseModel]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _tags(model: type[BaseModel], discriminator: str) -> list[str]:
-    return [str(tag) for tag in get_args(model.model_fields[discriminator].annotation)]
+def _choices(annotation: Any, discriminator: str) -> list[str]:
+    """What a discriminator may be, over all members of a union."""
+    fields = [model.model_fields[discriminator] for model in _models(annotation)]
+    return [str(choice) for field in fields for choice in get_args(field.annotation)]
 
 
-def _walk(
-    location: Sequence[int | str], schema: type[BaseModel], tree: Any
-) -> tuple[list[str], Any, type[BaseModel] | None]:
-    """Follow pydantic's location through the data; parts that are only names of union members are left out.
+class _Spot(NamedTuple):
+    """Where a complaint points: the place in words, value and type there, and the class around it."""
 
-    Returns:
-        the place in words (stages by id), the value there, and the settings class that holds its last key.
-    """
+    place: list[str]
+    value: Any
+    annotation: Any
+    holder: type[BaseModel]
+
+
+def _walk(location: Sequence[int | str], schema: type[BaseModel], tree: Any) -> _Spot:
+    """Follow pydantic's location through the data; parts that only name a union's member are left out."""
     place: list[str] = []
     value, annotation, holder = tree, schema, schema
     for i, part in enumerate(location):
@@ -99,7 +97,7 @@ def _walk(
         elif isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
             value = value[part]
             place.append(str(value["id"]) if isinstance(value, dict) and "id" in value else str(part))
-    return place, value, holder
+    return _Spot(place, value, annotation, holder)
 
 
 def _is_field(annotation: Any, value: Mapping[str, Any], part: int | str) -> bool:

@@ -65,9 +65,10 @@ def train(recipe: Curriculum, *, resume: bool = False, only: str | None = None, 
 def _run_one(run: RunFolder, stage: Stage, sounds: Sounds, resume: bool) -> None:
     if _is_main():
         run.start(stage, fresh=not resume)
-    if isinstance(stage, EvalStage) and not _is_main():
-        return
-    if not isinstance(stage, EvalStage):
+    if isinstance(stage, EvalStage) or stage.optim.steps == 0:
+        if not _is_main():  # nothing to share out
+            return
+    else:
         _wait_for_others()
     begun = time.perf_counter()
     run_stage(run, stage, sounds, resume)
@@ -102,7 +103,8 @@ def _conclude(run: RunFolder, chosen: Sequence[Stage], seconds: float | None, re
         report(table(json.loads(place.read_text(encoding="utf-8"))))
     if seconds is not None:
         memory = [f"{size} GiB of {kind}" for kind, size in peak_memory().items()]
-        report(f"finished in {seconds / 60:.1f} minutes, with at most {' and '.join(memory)}")
+        took = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
+        report(f"finished in {took}, with at most {' and '.join(memory)}")
     if evaluated:
         report(f"report: {run.path / 'report.html'}")
     for line in next_lines(run.recipe):

@@ -15,6 +15,7 @@ from almosaic.audio import load_audio
 from almosaic.errors import AlmosaicError
 from almosaic.features import SAMPLING_RATE, frames_of, log_mel_fbank
 from almosaic.inference import load_model, stream
+from almosaic.training.callbacks import quiet_library
 
 ERROR_TITLE = "This did not work"
 PROMPTS = (
@@ -27,7 +28,8 @@ PROMPTS = (
 
 def launch(model: str, *, host: str, port: int, share: bool, report: Callable[[str], None]) -> None:
     """Load the model, open the page and stay until Ctrl-C."""
-    network, processor = load_model(model)
+    with quiet_library():
+        network, processor = load_model(model)
     page = build_page(network, processor, Path(model).name)
     _, local, public = page.launch(
         server_name=host,

@@ -65,6 +65,18 @@ def test_lists_replace(base: Path) -> None:
     assert [stage.id for stage in load_recipe(path).stages] == ["only"]
 
 
+def test_an_empty_mapping_empties(base: Path) -> None:
+    path = child(base, "stages: {encoder: {objective: {}}}\n")
+    assert read_layers(path)[1].tree["stages"]["encoder"]["objective"] == {}
+    assert load_recipe(path, ["stages.encoder.optim={steps: 1}"]).stages[0].optim.batch_size == 4
+    assert (
+        load_recipe(path, ["stages.encoder.optim={}", "stages.encoder.optim.steps=1"])
+        .stages[0]
+        .optim.batch_size
+        == 64
+    )
+
+
 def test_another_name_replaces_the_whole_choice(base: Path) -> None:
     path = child(base, "stages: {encoder: {objective: {name: contrastive}}}\n")
     assert load_recipe(path).stages[0].objective.temperature == 0.1
@@ -107,6 +119,7 @@ def test_a_single_task_is_a_curriculum_of_one_stage(tmp_path: Path) -> None:
             "stages: {encoder: {task: pretrian}}",
             ["stages.encoder.task is 'pretrian'", "did you mean pretrain?"],
         ),
+        ("stages:\n  - {id: a}", ["stages.a.task is missing; expected one of language_model, pretrain"]),
         ("stages: {encodr: {optim: {steps: 3}}}", ["child.yaml", "no 'encodr'", "did you mean 'encoder'?"]),
         (
             "stages: {encoder: {encoder: {preset: huge}}}",
