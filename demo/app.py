@@ -155,7 +155,8 @@ class Chat:
                 f"{tokens} audio tokens; first word after {first:.2f} s; {speed:.1f} tokens per second",
             )
         if not text.strip():
-            yield "(the model answered with nothing)", f"{tokens} audio tokens"
+            waited = time.perf_counter() - start
+            yield "(the model answered with nothing)", f"{tokens} audio tokens; no word after {waited:.2f} s"
 
 
 def to_conversation(history: Sequence[Mapping[str, Any]], heard: Mapping[str, str]) -> dict[str, Any]:

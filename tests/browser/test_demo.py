@@ -62,7 +62,7 @@ def captions(pictures: list[Any]) -> list[str]:
 def test_an_uploaded_clip_is_answered_with_picture_and_cost(client: Client, clip: str) -> None:
     reply, pictures, status = ask(client, "What can be heard?", [clip])
     assert isinstance(reply, str) and reply
-    assert "8 audio tokens" in status and "tokens per second" in status
+    assert status.startswith("8 audio tokens; ")
     assert "dog.wav: 2.0 s, 8 audio tokens" in captions(pictures)
 
 
@@ -84,7 +84,16 @@ def test_bad_audio_is_a_bubble_and_the_chat_goes_on(client: Client, clip: str, t
     reply, _, status = ask(client, "What is this?", [str(broken)])
     assert app.ERROR_TITLE in status and "broken.wav" in status and "Traceback" not in str(reply)
     _, _, status = ask(client, "And this?", [clip])
-    assert "; first word" in status and app.ERROR_TITLE not in status
+    assert "audio tokens; " in status and app.ERROR_TITLE not in status
+
+
+def test_an_answer_grows_and_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "stream", lambda *args, **sampling: iter(["a ", "dog ", f"{sampling}"]))
+    processor = type("", (), {"tokenizer": lambda self, text, **_: {"input_ids": text.split()}})()
+    shown = list(app.Chat(None, processor).timed({}, 8, {"temperature": 0.5}))
+    assert [text for text, _ in shown] == ["a ", "a dog ", "a dog {'temperature': 0.5}"]
+    assert all("8 audio tokens; first word after" in status for _, status in shown)
+    assert "tokens per second" in shown[-1][1]
 
 
 def test_a_clip_without_a_question_is_asked_for_one(client: Client, clip: str) -> None:
