@@ -19,9 +19,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(
-        AlmosaicError, match=r"a\.txt: cannot be written \(No space left on device\)"
-    ):
+    with pytest.raises(AlmosaicError, match=r"a\.txt: cannot be written \(No space left on device\)"):
         write_whole(path, "new")
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
