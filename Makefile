@@ -8,7 +8,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 GRADIO_ANALYTICS_ENABLED=False TO
 .PHONY: help quickstart test check format clean
 
 help:
-	@echo "make quickstart  install into $(VENV) and train, evaluate and report a small model on generated sounds (about ten minutes)"
+	@echo "make quickstart  install into $(VENV) and train, evaluate and report a small model on generated sounds (seven to ten minutes)"
 	@echo "make test        install what the tests need and run them (offline)"
 	@echo "make check       ruff, ruff format, mypy, codespell"
 	@echo "make format      let ruff rewrite what it can"
