@@ -162,6 +162,7 @@ def test_in_a_browser(address: str, clip: str, tmp_path: Path) -> None:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page()
         page.goto(address)
+        page.wait_for_timeout(4_000)  # gradio shows the box before it listens, and gives no sign when it does
         page.locator("input[type=file]").last.set_input_files(clip)
         page.locator(".thumbnail-item").first.wait_for()  # the upload has arrived
         page.locator("textarea").first.fill("What can be heard?")
