@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +175,14 @@ class Evaluation:
         kept = [self._records(f"questions-{name}") for name in self.models]
         if settings is None or not kept or not kept[0].is_file():
             return []
-        bank = self.sounds(settings.split)
-        asked = question_answering.plan(bank, self.recipe.scenes, settings)
-        return question_answering.examples(_read_records(kept[0]), asked, bank)
+        return question_answering.examples(_read_records(kept[0]), self._asked, self.sounds(settings.split))
+
+    @cached_property
+    def _asked(self) -> Sequence[question_answering.Asked]:
+        """What every model of the stage is asked."""
+        settings = self.stage.question_answering
+        assert settings is not None
+        return question_answering.plan(self.sounds(settings.split), self.recipe.scenes, settings)
 
     def _probe(self, settings: probe.ProbeSettings) -> Records:
         banks = {split: self.sounds(split) for split in (*settings.train, *settings.test)}
@@ -201,7 +207,7 @@ class Evaluation:
         settings = self.stage.question_answering
         assert settings is not None
         bank = self.sounds(settings.split)
-        return question_answering.run(model, processor, bank, self.recipe.scenes, settings, advance)
+        return question_answering.run(model, processor, bank, self._asked, settings, advance)
 
     def _caption(self, model: Any, processor: Any, advance: Any) -> Records:
         settings = self.stage.captioning

@@ -95,7 +95,7 @@ def run(
     model: Any,
     processor: Any,
     bank: Bank,
-    scene_settings: SceneSettings,
+    asked: Sequence[Asked],
     settings: QuestionAnsweringSettings,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
@@ -105,15 +105,14 @@ def run(
         model: An `AlmosaicForConditionalGeneration`.
         processor: Its processor.
         bank: The clips of `settings.split`.
-        scene_settings: How scenes are composed.
-        settings: What is asked.
+        asked: What is asked, from `plan`; several models are asked the same.
+        settings: How it is answered.
         progress: Called with (answers given, answers in all).
 
     Returns:
         Prediction records (`id, pair_id, side, template, question, answer, options, prediction, condition,
         correct, chance, wording, label_pair`), those of the label oracle among them.
     """
-    asked = plan(bank, scene_settings, settings)
     records: list[dict[str, Any]] = []
     total = len(CONDITIONS) * len(asked)
     for condition in CONDITIONS:

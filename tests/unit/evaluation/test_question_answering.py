@@ -170,7 +170,9 @@ def test_run_asks_a_real_model_under_every_condition(tmp_path, bank):
     model, processor = tiny_model(tmp_path)
     settings = QuestionAnsweringSettings(templates=("presence",), pairs_per_template=2, max_new_tokens=2)
     calls = []
-    records = run(model, processor, bank, SCENES, settings, lambda done, total: calls.append((done, total)))
+    records = run(
+        model, processor, bank, plan(bank, SCENES, settings), settings, lambda *done: calls.append(done)
+    )
     assert [one["condition"] for one in records] == [c for c in (*CONDITIONS, ORACLE) for _ in range(4)]
     assert calls == [(done, 16) for done in range(1, 17)]
     assert score(records)["questions"] == 4
@@ -184,7 +186,7 @@ def test_a_question_without_an_answer_stops_the_evaluation(tmp_path, bank, monke
         question_answering, "generate", lambda *_, **__: iter([{"id": "x", "error": "too long"}] * 2)
     )
     with pytest.raises(AlmosaicError, match="has no answer: too long"):
-        run(None, None, bank, SCENES, settings)
+        run(None, None, bank, plan(bank, SCENES, settings), settings)
 
 
 def test_examples_are_whole_pairs_of_every_template(asked, bank):
