@@ -4,14 +4,15 @@ import hashlib
 import logging
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
+from contextlib import suppress
+from itertools import accumulate, chain, repeat
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from almosaic.audio import audio_duration, load_audio
+from almosaic.audio import SAMPLING_RATE, audio_duration, load_audio
 from almosaic.data import draws
 from almosaic.data.manifest import ManifestRow
 from almosaic.errors import AlmosaicError, AudioError
@@ -22,6 +23,7 @@ from almosaic.scenes.scene import Scene
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 BadClip = tuple[int, str]
+NEIGHBOURS = 64  # how many clips are drawn to fill up one short clip
 
 
 class ClipSource(Protocol):
@@ -137,6 +139,48 @@ class JoinedClips:
     def fingerprint(self) -> str:
         """Hash of the sources' hashes."""
         return hashlib.sha256("".join(source.fingerprint() for source in self.sources).encode()).hexdigest()
+
+
+class JoinedShortClips:
+    """Clips of `min_seconds` or more: behind a shorter one come others, drawn by (seed, epoch, clip) alone.
+
+    A window of a tenth of a second of sound and five of padding teaches an encoder what padding looks like.
+
+    Args:
+        source: the clips.
+        min_seconds: clips from this length on stay as they are.
+        max_seconds: where the last of the joined clips is cut.
+        seed: of the choice.
+    """
+
+    def __init__(self, source: ClipSource, min_seconds: float, max_seconds: float, seed: int) -> None:
+        self.source = source
+        self.min_samples = round(min_seconds * SAMPLING_RATE)
+        self.max_samples = round(max_seconds * SAMPLING_RATE)
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def waveform(self, index: int, epoch: int) -> NDArray[np.float32]:
+        """The clip, and as many others as its length asks for; AudioError when the clip itself is bad."""
+        parts = [self.source.waveform(index, epoch)]
+        if len(parts[0]) >= self.min_samples:
+            return parts[0]
+        steps = draws.generator(self.seed, "join", epoch, index).integers(1, max(2, len(self)), NEIGHBOURS)
+        others = (index + steps) % len(self)
+        length = len(parts[0])
+        for other in chain(others.tolist(), repeat(index)):  # the clip itself again where others do not do
+            if length >= self.min_samples:
+                break
+            with suppress(AudioError):  # the sampler meets a bad neighbour in its own turn, and reports it
+                parts.append(self.source.waveform(other, epoch))
+                length += len(parts[-1])
+        return np.concatenate(parts)[: self.max_samples]
+
+    def fingerprint(self) -> str:
+        """The source's hash, and what is joined."""
+        return f"{self.source.fingerprint()} {self.min_samples} {self.max_samples} {self.seed}"
 
 
 class BadClips:

@@ -8,7 +8,7 @@ from transformers import set_seed
 
 from almosaic.data import draws
 from almosaic.data.augment import AugmentStep, WaveformStep
-from almosaic.data.clips import BadClips, ClipSource
+from almosaic.data.clips import BadClips, ClipSource, JoinedShortClips
 from almosaic.data.collate import WaveformCollator
 from almosaic.data.datasets import PretrainDataset
 from almosaic.encoder import EncoderSettings
@@ -48,9 +48,9 @@ class PretrainSettings(Settings):
         views: one mask per view that the objective needs.
         augment: steps applied to every view in this order, those on waveforms before those on log-mels.
         crop_seconds: longest stretch of a clip that is used at a time.
+        min_seconds: shorter clips are joined with others up to this length, see `JoinedShortClips`.
         cache: compute the log-mel of every clip once and keep all of them in memory as float16; augmentation
-            is then
-            limited to log-mel steps, and a long clip keeps the crop of its first epoch.
+            is then limited to log-mel steps, and a long clip keeps the crop of its first epoch.
         bad_clip_share: the run stops when more than this share of the clips cannot be used.
         optim: length, batch, learning rate.
     """
@@ -65,12 +65,18 @@ class PretrainSettings(Settings):
     )
     augment: tuple[AugmentStep, ...] = ()
     crop_seconds: float = Field(default=10.0, gt=0)
+    min_seconds: float = Field(default=0.0, ge=0)
     cache: bool = False
     bad_clip_share: float = Field(default=0.01, ge=0, lt=1)
     optim: OptimSettings = OptimSettings(steps=10_000)
 
     @model_validator(mode="after")
     def _check(self) -> "PretrainSettings":
+        if self.min_seconds > self.crop_seconds:
+            raise AlmosaicError(
+                f"min_seconds {self.min_seconds:g} is above crop_seconds {self.crop_seconds:g}, the longest "
+                "that a clip may be; lower it"
+            )
         if self.cache and (steps := [step.name for step in self.augment if isinstance(step, WaveformStep)]):
             raise AlmosaicError(
                 f"cache: true keeps log-mels, but the augment step {steps[0]} works on waveforms; "
@@ -111,6 +117,9 @@ def pretrain(
             f"stage {stage}: batch_size {batch} is larger than the {clips} clips; set it to {clips} or less"
         )
     bad = BadClips(clips, settings.bad_clip_share)
+    if settings.min_seconds > 0:
+        lengths = (settings.min_seconds, settings.crop_seconds)
+        source = JoinedShortClips(source, *lengths, draws.key(seed, stage, "join"))
     extractor = AudioMosaicFeatureExtractor.from_settings(settings.front_end)
     trains = settings.optim.steps != 0
     pool = LogMelPool.build(source, bad, settings.optim.workers) if settings.cache and trains else None

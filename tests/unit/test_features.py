@@ -76,13 +76,13 @@ def test_against_kaldi_native_fbank(kind):
     options = knf.FbankOptions()
     options.frame_opts.dither = 0.0
     options.frame_opts.window_type = "hanning"
-    options.mel_opts.num_bins = 128
+    options.mel_opts.num_bins = 80  # newer releases refuse 128: bin three would be empty
     options.mel_opts.high_freq = 0.0
     fbank = knf.OnlineFbank(options)
     fbank.accept_waveform(16_000, waveform.tolist())
     fbank.input_finished()
     expected = np.stack([fbank.get_frame(index) for index in range(fbank.num_frames_ready)])
-    log_mel = log_mel_fbank(waveform[None])[0][0].numpy()
+    log_mel = log_mel_fbank(waveform[None], num_mel_bins=80)[0][0].numpy()
     assert log_mel.shape == expected.shape
     difference = np.abs(log_mel - expected)
     assert difference.max() < 3e-2 and np.quantile(difference, 0.999) < 5e-3 and difference.mean() < 5e-4
