@@ -16,8 +16,9 @@ from transformers import (
 
 def register_encoder() -> None:
     """AudioMosaic config, encoder, classifier and feature extractor."""
+    from almosaic.encoder.classification import AudioMosaicForAudioClassification
     from almosaic.encoder.configuration import AudioMosaicConfig
-    from almosaic.encoder.modeling import AudioMosaicForAudioClassification, AudioMosaicModel
+    from almosaic.encoder.modeling import AudioMosaicModel
     from almosaic.features import AudioMosaicFeatureExtractor
 
     AutoConfig.register("audiomosaic", AudioMosaicConfig, exist_ok=True)
