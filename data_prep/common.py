@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from almosaic.audio import SAMPLING_RATE, load_audio
+from almosaic.audio import SAMPLING_RATE, audio_duration, load_audio
 from almosaic.data.manifest import fingerprint, write_manifest
 from almosaic.errors import AlmosaicError, AudioError
 from almosaic.files import write_whole
@@ -110,21 +110,37 @@ def inspect_audio(rows: Sequence[Row], skip_bad: bool) -> tuple[list[Row], dict[
         AlmosaicError: A clip cannot be used and `skip_bad` is off (all of them are named on stderr first), or
             no clip is left.
     """
-    good: list[Row] = []
     regions: dict[str, list[Region]] = {}
-    bad: list[str] = []
-    for row in tqdm(rows, desc="clips", unit="clip", leave=False):
-        try:
-            waveform = load_audio(row["audio"])
-        except AudioError as error:
-            bad.append(str(error))
-            continue
+
+    def inspect(row: Row) -> Row:
+        waveform = load_audio(row["audio"])
         found = regions[row["id"]] = active_regions(waveform)
         span = (
             {"active_start_s": found[0].start_seconds, "active_end_s": found[-1].end_seconds} if found else {}
         )
         span = {name: round(seconds, 2) for name, seconds in span.items()}
-        good.append({**span, **row, "duration_seconds": round(len(waveform) / SAMPLING_RATE, 4)})
+        return {**span, **row, "duration_seconds": round(len(waveform) / SAMPLING_RATE, 4)}
+
+    return _usable(rows, inspect, skip_bad), regions
+
+
+def measure_durations(rows: Sequence[Row], skip_bad: bool) -> list[Row]:
+    """Fill in `duration_seconds` from the files' headers, for sets too large to decode; raises as above."""
+
+    def measure(row: Row) -> Row:
+        return {**row, "duration_seconds": round(audio_duration(row["audio"]), 4)}
+
+    return _usable(rows, measure, skip_bad)
+
+
+def _usable(rows: Sequence[Row], inspect: Callable[[Row], Row], skip_bad: bool) -> list[Row]:
+    good: list[Row] = []
+    bad: list[str] = []
+    for row in tqdm(rows, desc="clips", unit="clip", leave=False):
+        try:
+            good.append(inspect(row))
+        except AudioError as error:
+            bad.append(str(error))
     for line in bad:
         print(f"bad clip: {line}", file=sys.stderr)
     if bad and not skip_bad:
@@ -133,7 +149,7 @@ def inspect_audio(rows: Sequence[Row], skip_bad: bool) -> tuple[list[Row], dict[
         )
     if not good:
         raise AlmosaicError(f"expected at least one usable clip, found none among {len(rows)}")
-    return good, regions
+    return good
 
 
 def write_prepared(out: Path, rows: Sequence[Row], regions: dict[str, list[Region]]) -> None:
@@ -150,6 +166,11 @@ def write_prepared(out: Path, rows: Sequence[Row], regions: dict[str, list[Regio
             )
             table.append((_relative(row["audio"], out), row.get("split"), label, number, *span, *levels))
     write_table(out / "regions.csv", REGION_COLUMNS, table)
+    write_rows(out, rows)
+
+
+def write_rows(out: Path, rows: Sequence[Row]) -> None:
+    """Write `manifest.jsonl` with paths relative to it, and say what was written."""
     written = ({**row, "audio": _relative(row["audio"], out)} for row in rows)
     count = write_manifest(out / "manifest.jsonl", written)
     labels = {label for row in rows for label in row.get("labels", ())}
