@@ -4,6 +4,7 @@ Parameter names are those of the published checkpoints, so a released state dict
 knows no mask strategy, loss, label or text.
 """
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -49,11 +50,12 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, branch: Tensor) -> Tensor:
-        """Scale the kept rows of [B, L, D] so that the mean stays."""
+    def forward(self, branch: Tensor, noise: Tensor | None) -> Tensor:
+        """Scale the kept rows of [B, L, D] so that the mean stays; row b is kept where noise [B] >= rate."""
         if not self.training or self.rate == 0.0:
             return branch
-        kept = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(1.0 - self.rate)
+        assert noise is not None, "the encoder draws the noise of all its blocks"
+        kept = (noise >= self.rate).to(branch.dtype)[:, None, None]
         return branch * kept / (1.0 - self.rate)
 
 
@@ -100,10 +102,11 @@ class Block(GradientCheckpointingLayer):  # type: ignore[misc]
         self.mlp = MLP(config)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, D]."""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return cast(Tensor, x + self.drop_path(self.mlp(self.norm2(x))))
+    def forward(self, x: Tensor, path_noise: Tensor | None = None) -> Tensor:
+        """[B, L, D] -> [B, L, D]; uniforms path_noise [B, 2] decide which branches of a row are left out."""
+        attention, mlp = (None, None) if path_noise is None else path_noise.unbind(dim=1)
+        x = x + self.drop_path(self.attn(self.norm1(x)), attention)
+        return cast(Tensor, x + self.drop_path(self.mlp(self.norm2(x)), mlp))
 
 
 class AudioMosaicPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
@@ -137,7 +140,7 @@ class AudioMosaicModel(AudioMosaicPreTrainedModel):
     """Spectrogram windows to tokens and one vector per window."""
 
     # The heads of a pretraining or classifier folder: an encoder may be loaded from one.
-    _keys_to_ignore_on_load_unexpected = (r"^objective\.", r"^fc_norm\.", r"^head\.")
+    _keys_to_ignore_on_load_unexpected = (r"^objective\.", r"^readout\.", r"^fc_norm\.", r"^head\.")
 
     def __init__(self, config: AudioMosaicConfig):
         super().__init__(config)
@@ -158,6 +161,7 @@ class AudioMosaicModel(AudioMosaicPreTrainedModel):
         ids_keep: Tensor | None = None,
         input_features_mask: Tensor | None = None,
         output_hidden_states: bool = False,
+        path_noise: Tensor | None = None,
     ) -> BaseModelOutputWithPooling:
         """Encode windows; masked tokens are left out before the blocks.
 
@@ -167,6 +171,8 @@ class AudioMosaicModel(AudioMosaicPreTrainedModel):
             input_features_mask: [B, T] bool, True for real frames; attention ignores it, `mean_valid` pooling
                 uses it.
             output_hidden_states: also return the depth + 1 inputs and outputs of the blocks.
+            path_noise: [B, depth, 2] uniforms for drop path in training, drawn here when None. Rows of the same
+                noise lose the same branches, in whatever batch they come and also when they are recomputed.
 
         Returns:
             `last_hidden_state` [B, 1+K, D] (index 0 = CLS), `pooler_output` [B, D], `hidden_states`.
@@ -175,17 +181,35 @@ class AudioMosaicModel(AudioMosaicPreTrainedModel):
             AlmosaicError: shapes that do not fit the config.
         """
         grid = self._grid_of(input_features, ids_keep)
+        noise = self._path_noise(input_features.shape[0], path_noise)
         x = self.norm_pre(self._embed(input_features, ids_keep, grid))
         hidden_states = [x]
-        for block in self.blocks:
-            x = block(x)
+        for block, block_noise in zip(self.blocks, noise, strict=True):
+            x = block(x, block_noise)
             hidden_states.append(x)
         x = self.norm(x)
         return BaseModelOutputWithPooling(
             last_hidden_state=x,
-            pooler_output=self._pool(x, ids_keep, input_features_mask, grid),
+            pooler_output=self.pool(x, ids_keep, input_features_mask),
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
         )
+
+    def draw_path_noise(self, rows: int) -> Tensor | None:
+        """Uniforms [rows, depth, 2] for `path_noise`; None where nothing is left out (eval, or all rates 0)."""
+        if not self.training or not any(block.drop_path.rate > 0 for block in self.blocks):
+            return None
+        return torch.rand(rows, len(self.blocks), 2, device=self.cls_token.device)
+
+    def _path_noise(self, rows: int, given: Tensor | None) -> Sequence[Tensor | None]:
+        """One [B, 2] or None per block; AlmosaicError where the given noise does not fit."""
+        shape = [rows, len(self.blocks), 2]
+        if given is not None and list(given.shape) != shape:
+            raise AlmosaicError(
+                f"expected path_noise {shape} (rows, blocks, branches), found {list(given.shape)}: draw one row "
+                "per window"
+            )
+        noise = self.draw_path_noise(rows) if given is None else given
+        return [None] * len(self.blocks) if noise is None else noise.unbind(dim=1)
 
     def _embed(self, input_features: Tensor, ids_keep: Tensor | None, grid: PatchGrid) -> Tensor:
         """CLS and visible patches with their positions, [B, 1+K, D]."""
@@ -195,17 +219,20 @@ class AudioMosaicModel(AudioMosaicPreTrainedModel):
         cls = (self.cls_token + table[:, :1]).to(patches.dtype).expand(patches.shape[0], -1, -1)
         return torch.cat([cls, patches], dim=1)
 
-    def _pool(self, x: Tensor, ids_keep: Tensor | None, frame_mask: Tensor | None, grid: PatchGrid) -> Tensor:
-        """[B, 1+K, D] -> [B, D] by the config's `pooling`."""
+    def pool(
+        self, tokens: Tensor, ids_keep: Tensor | None = None, input_features_mask: Tensor | None = None
+    ) -> Tensor:
+        """Tokens of any block [B, 1+K, D] -> [B, D] by the config's `pooling`; see `forward` for the rest."""
         if self.config.pooling == "cls":
-            return x[:, 0]
-        if self.config.pooling == "mean" or frame_mask is None:
-            return x.mean(dim=1)
-        valid = grid.valid_patches(frame_mask)
+            return tokens[:, 0]
+        if self.config.pooling == "mean" or input_features_mask is None:
+            return tokens.mean(dim=1)
+        frames, bins, size = input_features_mask.shape[1], self.config.num_mel_bins, self.config.patch_size
+        valid = PatchGrid.of(frames, bins, size).valid_patches(input_features_mask)
         if ids_keep is not None:
             valid = valid.gather(1, ids_keep)
-        weights = F.pad(valid, (1, 0), value=True).to(x.dtype)
-        return torch.einsum("bl,bld->bd", weights / weights.sum(dim=1, keepdim=True), x)
+        weights = F.pad(valid, (1, 0), value=True).to(tokens.dtype)
+        return torch.einsum("bl,bld->bd", weights / weights.sum(dim=1, keepdim=True), tokens)
 
     def _grid_of(self, input_features: Tensor, ids_keep: Tensor | None) -> PatchGrid:
         """Patch grid of the input; AlmosaicError where its shape, or that of ids_keep, does not fit."""

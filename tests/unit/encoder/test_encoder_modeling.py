@@ -157,10 +157,44 @@ def test_drop_path_keeps_the_mean_and_grows_over_blocks():
     model = AudioMosaicModel(tiny(num_hidden_layers=3, drop_path_rate=0.2))
     assert [block.drop_path.rate for block in model.blocks] == [0.0, 0.1, 0.2]
     drop = DropPath(0.25).train()
-    kept = drop(torch.ones(4000, 1, 2))
+    kept = drop(torch.ones(4000, 1, 2), torch.rand(4000))
     assert set(kept[..., 0].flatten().tolist()) == {0.0, torch.ones(()).div(0.75).item()}
     assert (kept[..., 0] == kept[..., 1]).all() and abs(kept.mean().item() - 1.0) < 0.04
-    assert torch.equal(drop.eval()(torch.ones(3, 2, 2)), torch.ones(3, 2, 2))
+    edge = drop(torch.ones(3, 1, 1), torch.tensor([0.2499, 0.25, 0.999])).flatten()
+    torch.testing.assert_close(edge, torch.tensor([0.0, 4 / 3, 4 / 3]))
+    assert torch.equal(drop.eval()(torch.ones(3, 2, 2), None), torch.ones(3, 2, 2))
+
+
+def test_given_path_noise_decides_which_branches_are_left_out():
+    model = AudioMosaicModel(tiny(num_hidden_layers=2, drop_path_rate=0.5)).train()
+    features, noise = spectrogram(3), torch.full((3, 2, 2), 0.9)
+    noise[0, 1] = 0.1  # both branches of the last block
+    noise[1, 1, 1] = 0.1  # its MLP
+    first, last = model.blocks
+    x = model(features, output_hidden_states=True, path_noise=noise).hidden_states
+    torch.testing.assert_close(x[1], first(x[0]))
+    assert torch.equal(x[2][0], x[1][0])
+    torch.testing.assert_close(x[2][1], x[1][1] + 2 * last.attn(last.norm1(x[1]))[1])
+    torch.testing.assert_close(x[2][2], last(x[1], torch.ones(3, 2))[2])
+    for rows in ([0, 1], [2]):  # the same rows in other batches
+        part = model(features[rows], path_noise=noise[rows]).pooler_output
+        torch.testing.assert_close(part, model(features, path_noise=noise).pooler_output[rows])
+    with pytest.raises(AlmosaicError, match=r"expected path_noise \[3, 2, 2\].*found \[2, 2\]"):
+        model(features, path_noise=noise[0])
+
+
+def test_path_noise_is_drawn_once_per_forward_and_only_where_it_is_used():
+    model, features = AudioMosaicModel(tiny(drop_path_rate=0.5)).train(), spectrogram(8)
+    torch.manual_seed(5)
+    found = model(features).pooler_output
+    torch.manual_seed(5)
+    noise = model.draw_path_noise(8)
+    assert noise.shape == (8, 2, 2)
+    assert torch.equal(found, model(features, path_noise=noise).pooler_output)
+    assert not torch.equal(found, model(features).pooler_output)
+    assert model.eval().draw_path_noise(8) is None
+    assert torch.equal(model(features).pooler_output, model(features, path_noise=noise).pooler_output)
+    assert AudioMosaicModel(tiny()).train().draw_path_noise(8) is None
 
 
 def test_gradient_checkpointing_changes_no_gradient():
