@@ -1,4 +1,4 @@
-"""Scores that need numpy alone: caption n-gram metrics and intervals.
+"""Scores of captions and classifiers, and intervals, from plain arrays.
 
 BLEU, ROUGE-L and CIDEr-D follow the definitions of the COCO caption toolkit (Chen et al. 2015) and agree with
 `pycocoevalcap` on tokenised text; no Java is needed. `predictions` holds one text per clip and `references`
@@ -117,6 +117,49 @@ def mean_average_precision(scores: ArrayLike, targets: ArrayLike) -> float:
     if empty.size:
         raise AlmosaicError(f"expected a positive row for every class, found none for class {empty[0]}")
     return float(average_precision_score(truth, ranked, average="macro"))
+
+
+def mean_auc(scores: ArrayLike, targets: ArrayLike) -> float:
+    """Mean over classes of the area under the ROC curve of `scores` [n, C] against 0/1 `targets` [n, C].
+
+    Raises:
+        AlmosaicError: The shapes differ, or a class has no positive or no negative row.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    ranked, truth = np.asarray(scores, dtype=np.float64), np.asarray(targets)
+    if ranked.shape != truth.shape or ranked.ndim != 2:
+        raise AlmosaicError(f"expected scores and targets [n, C], found {ranked.shape} and {truth.shape}")
+    positive = truth.sum(axis=0)
+    uniform = np.flatnonzero((positive == 0) | (positive == len(truth)))
+    if uniform.size:
+        raise AlmosaicError(f"expected positive and negative rows for every class, not so class {uniform[0]}")
+    return float(roc_auc_score(truth, ranked, average="macro"))
+
+
+def top1_accuracy(scores: ArrayLike, targets: ArrayLike) -> float:
+    """Share of the rows of `scores` [n, C] whose highest score is where their target [n] or [n, C] is.
+
+    Of several labels of a row the first counts, as in the published evaluation.
+    """
+    ranked, truth = np.asarray(scores), np.asarray(targets)
+    wanted = truth.argmax(axis=1) if truth.ndim == 2 else truth
+    return float(np.mean(ranked.argmax(axis=1) == wanted))
+
+
+def equal_error_rate(scores: ArrayLike, targets: ArrayLike) -> float:
+    """False positives at the threshold where they come closest to the misses, of `scores` [n], `targets` [n].
+
+    Raises:
+        AlmosaicError: Not 0/1 targets with both kinds of rows.
+    """
+    from sklearn.metrics import roc_curve
+
+    ranked, truth = np.asarray(scores, dtype=np.float64), np.asarray(targets)
+    if set(np.unique(truth)) != {0, 1}:
+        raise AlmosaicError(f"expected targets 0 and 1, both of them, found {np.unique(truth).tolist()[:5]}")
+    false_positives, found, _ = roc_curve(truth, ranked, pos_label=1)
+    return float(false_positives[np.argmin(np.abs(1.0 - found - false_positives))])
 
 
 def bootstrap_interval(

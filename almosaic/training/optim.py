@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from transformers import TrainingArguments
 
 from almosaic.errors import AlmosaicError
 from almosaic.settings import Settings
+
+_BLOCK = re.compile(r"(?:encoder\.)?blocks\.(\d+)\.")
 
 # TrainingArguments fields that a key of ours (or the stage itself) decides.
 OWNED = {
@@ -61,7 +64,9 @@ class OptimSettings(Settings):
 
     `batch_size` counts the rows of one optimizer step over all processes; `accumulation` splits it further.
     Give `steps` or `epochs`. `learning_rate` is one number or one per part; `warmup` and `decay_share` are
-    shares of all steps. `trainer` passes further fields to `transformers.TrainingArguments`.
+    shares of all steps. With `layer_decay` below 1 each block of an encoder learns slower than the one above
+    it by that factor. `decay_vectors` lets weight decay reach biases, norms and positions too. `trainer`
+    passes further fields to `transformers.TrainingArguments`.
     """
 
     steps: int | None = Field(default=None, ge=0)
@@ -74,6 +79,8 @@ class OptimSettings(Settings):
     decay_share: float = Field(default=0.4, ge=0, le=1)
     min_ratio: float = Field(default=0.0, ge=0, le=1)
     weight_decay: float = Field(default=0.05, ge=0)
+    decay_vectors: bool = False
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float = Field(default=1.0, ge=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -140,14 +147,16 @@ def parameter_groups(
         AlmosaicError: a trainable part has no learning rate, a rate names no trainable part, nothing is
             trainable.
     """
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, int, bool], list[nn.Parameter]] = {}
+    scales = layer_scales(model, settings.layer_decay)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             part = next((part for part, prefix in parts.items() if name.startswith(prefix)), None)
             if part is None:
                 raise AlmosaicError(f"parameter {name} belongs to none of the parts {', '.join(parts)}")
-            groups.setdefault((part, _decays(name, parameter)), []).append(parameter)
-    trainable = {part for part, _ in groups}
+            decays = settings.decay_vectors or _decays(name, parameter)
+            groups.setdefault((part, _layer(name, len(scales)), decays), []).append(parameter)
+    trainable = {part for part, _, _ in groups}
     if not trainable:
         raise AlmosaicError(
             f"nothing to train: all of {', '.join(parts)} are frozen; set `tune` for one of them"
@@ -161,11 +170,39 @@ def parameter_groups(
     return [
         {
             "params": parameters,
-            "lr": rates[part] if isinstance(rates, Mapping) else rates,
+            "lr": (rates[part] if isinstance(rates, Mapping) else rates) * scales[layer],
             "weight_decay": settings.weight_decay if decays else 0.0,
         }
-        for (part, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for (part, layer, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
+
+
+def layer_scales(model: nn.Module, decay: float) -> list[float]:
+    """What the learning rate of each layer is multiplied by: decay^(layers above it); [1.0] without decay.
+
+    Layer 0 is the embedding with the positions, layer i + 1 is block i, the last one is everything else: the
+    head, and `norm_pre` too, as in the published code, although it stands below the first block.
+
+    Raises:
+        AlmosaicError: a decay for a model without an encoder's blocks.
+    """
+    if decay == 1.0:
+        return [1.0]
+    numbers = [int(found[1]) for name, _ in model.named_parameters() if (found := _BLOCK.match(name))]
+    if not numbers:
+        raise AlmosaicError(f"layer_decay {decay:g} needs an encoder with blocks; leave it out here")
+    layers = max(numbers) + 3
+    return [decay ** (layers - 1 - layer) for layer in range(layers)]
+
+
+def _layer(name: str, layers: int) -> int:
+    """The layer of a parameter among `layers`, see `layer_scales`."""
+    if layers == 1:
+        return 0
+    if block := _BLOCK.match(name):
+        return int(block[1]) + 1
+    embedding = name.removeprefix("encoder.").split(".")[0] in ("cls_token", "pos_embed", "patch_embed")
+    return 0 if embedding else layers - 1
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:
