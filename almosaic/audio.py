@@ -3,11 +3,11 @@
 import base64
 import binascii
 import io
-import re
 import shutil
 import struct
 import subprocess
 import wave
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote_to_bytes
@@ -16,12 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from almosaic.errors import AudioError
+from almosaic.truncation import cut_page, missing_seconds
 
 SAMPLING_RATE = 16_000
 MIN_SECONDS = 0.025  # one analysis frame
 MAX_SECONDS = 300.0
+MAX_LEVEL = 1e6  # samples are about -1 to 1; garbage read as floats is not
+AUDIO_SUFFIXES = frozenset(
+    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".webm"}
+)
 _HEADER_SLACK_SECONDS = 0.1  # the length in an MP3 header is an estimate
-_STREAMED_BYTES = 0x7FF00000  # a writer that cannot know the length puts a number above this into the header
+_UNKNOWN_FRAMES = 2**62  # libsndfile gives a FLAC that was written to a pipe more frames than this
 
 AudioSource = str | Path | bytes | BinaryIO | tuple[NDArray[Any], int]
 _Decoded = tuple[NDArray[np.float32], int]  # [S, channels] and the rate
@@ -38,9 +43,9 @@ def load_audio(
     """Return the clip as one mono waveform [S], float32, resampled first and averaged over channels after.
 
     Args:
-        source: a path, a `data:` URI, the bytes of a file, a binary file object (read to its end), or
-            `(array, rate)` with the array [S], [S, channels] or [channels, S]: the smaller axis is taken as
-            the channels. Integer arrays are scaled to [-1, 1].
+        source: a path, a `data:` URI, the bytes of a file, a binary file object (from its beginning where it
+            can be seeked, else read to its end), or `(array, rate)` with the array [S], [S, channels] or
+            [channels, S]: the smaller axis is taken as the channels. Integer arrays are scaled to [-1, 1].
         sampling_rate: rate of the result in Hz.
         start_seconds: where to begin; files are seeked, not decoded from the start.
         duration_seconds: read at most this much from there (less where the clip ends), None = to the end.
@@ -70,11 +75,27 @@ def load_audio(
             f"{name}: longer than the limit of {max_seconds:g} s; split it, "
             "or pass start_seconds and duration_seconds, or a higher max_seconds"
         )
-    if not np.isfinite(samples).all():
-        raise AudioError(f"{name}: holds NaN or infinite samples; re-export it")
+    if not np.abs(samples).max() <= MAX_LEVEL:  # also where the largest is NaN
+        raise AudioError(_wild(samples, rate, name))
     if rate != sampling_rate:
         samples = _resample(samples, rate, sampling_rate, name)
     return np.ascontiguousarray(samples.mean(axis=1), dtype=np.float32)
+
+
+def decoded_seconds(source: AudioSource) -> float:
+    """Decode a clip of any length piece by piece, so that every sample is checked, and return its seconds.
+
+    Raises:
+        AudioError: as `load_audio`, except that no clip is too long.
+    """
+    pieces = max(1, int(audio_duration(source) // MAX_SECONDS))
+    samples = 0
+    for piece in range(pieces):
+        length = MAX_SECONDS if piece < pieces - 1 else None
+        start = piece * MAX_SECONDS
+        cut = load_audio(source, start_seconds=start, duration_seconds=length, max_seconds=2 * MAX_SECONDS)
+        samples += len(cut)
+    return samples / SAMPLING_RATE
 
 
 def audio_duration(source: AudioSource) -> float:
@@ -85,14 +106,14 @@ def audio_duration(source: AudioSource) -> float:
     """
     name = _describe(source)
     if not isinstance(source, tuple):
-        file = _open_source(source, name)
+        source = _open_source(source, name)
         soundfile = _soundfile()
         if soundfile is not None:
-            try:
-                info = soundfile.info(file)
-                return float(info.frames / info.samplerate)
-            except (soundfile.SoundFileError, TypeError):  # not a format of libsndfile: decode it below
-                source = file.getvalue() if isinstance(file, io.BytesIO) else file
+            # Decode below what is not a format of libsndfile, or has no length in its header.
+            with suppress(soundfile.SoundFileError, TypeError):
+                info = soundfile.info(source)
+                if info.frames < _UNKNOWN_FRAMES:
+                    return float(info.frames / info.samplerate)
     samples, rate = _decode(source, name, 0.0, np.inf)
     return len(samples) / rate
 
@@ -107,7 +128,17 @@ def _describe(source: AudioSource) -> str:
         return "audio array"
     if isinstance(source, bytes):
         return f"audio of {len(source)} bytes"
-    return f"audio file object {getattr(source, 'name', '')}".rstrip()
+    name = getattr(source, "name", None)
+    return name if isinstance(name, str) and name else "audio file object"
+
+
+def _wild(samples: NDArray[np.float32], rate: int, name: str) -> str:
+    """Say how many samples are no sound, and where the first of them is."""
+    wild = (~(np.abs(samples) <= MAX_LEVEL)).any(axis=1)
+    return (
+        f"{name}: expected samples of about -1 to 1, found {int(wild.sum())} of {len(samples)} NaN, infinite "
+        f"or above {MAX_LEVEL:g}, the first {int(wild.argmax()) / rate:.3f} s into the cut; re-export it"
+    )
 
 
 def _reason(error: Exception) -> str:
@@ -129,21 +160,29 @@ def _decode(source: AudioSource, name: str, start: float, wanted: float) -> _Dec
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a headerless format, by its suffix
         return _from_ffmpeg(file, name, start, wanted, reason=_reason(error))
     with opened:
+        if opened.frames >= _UNKNOWN_FRAMES:
+            return _from_ffmpeg(file, name, start, wanted, reason="no length in the header")
+        if opened.format == "OGG" and (cut := cut_page(file)) is not None:
+            raise AudioError(
+                f"{name}: damaged, its last page is cut off after {cut[1]} of {cut[0]} bytes; fetch it again"
+            )
         return _from_soundfile(opened, name, start, wanted)
 
 
-def _open_source(source: str | Path | bytes | BinaryIO, name: str) -> str | io.BytesIO:
-    """Return a checked path, or the bytes of the file in memory."""
+def _open_source(source: str | Path | bytes | BinaryIO, name: str) -> str | BinaryIO:
+    """Return a checked path, or a file object that stands at its beginning and can be seeked."""
     if isinstance(source, str) and source.startswith("data:"):
         source = _data_uri(source, name)
     if isinstance(source, str | Path):
         return _checked_path(source)
-    data = source if isinstance(source, bytes) else source.read()
-    if not isinstance(data, bytes):
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    if not isinstance(file.read(0), bytes):
         raise AudioError(f"{name}: expected a file opened in binary mode, found text; open it with 'rb'")
-    if not data:
+    file = file if file.seekable() else io.BytesIO(file.read())
+    if file.seek(0, io.SEEK_END) == 0:
         raise AudioError(f"{name}: empty, no bytes to read")
-    return io.BytesIO(data)
+    file.seek(0)
+    return file
 
 
 def _checked_path(path: str | Path) -> str:
@@ -202,18 +241,10 @@ def _from_soundfile(opened: Any, name: str, start: float, wanted: float) -> _Dec
         samples: NDArray[np.float32] = opened.read(expected, dtype="float32", always_2d=True)
     except RuntimeError as error:  # the base of libsndfile's errors
         raise AudioError(f"{name}: damaged, decoding fails ({_reason(error)}); fetch it again") from error
-    missing = max((expected - len(samples)) / rate, _cut_off_seconds(opened))
+    missing = max((expected - len(samples)) / rate, missing_seconds(opened))
     if missing > _HEADER_SLACK_SECONDS:
         raise AudioError(f"{name}: damaged, {missing:.2f} s fewer than its header promises; fetch it again")
     return samples, rate
-
-
-def _cut_off_seconds(opened: Any) -> float:
-    """Return what a WAV or AIFF lacks of its promised length: libsndfile takes half a download for whole."""
-    sizes = re.search(r"^ ?(?:data|SSND) : (\d+) \(should be ([1-9]\d*)\)", opened.extra_info, re.MULTILINE)
-    if sizes is None or int(sizes[1]) >= _STREAMED_BYTES:
-        return 0.0
-    return float(opened.frames / opened.samplerate * (int(sizes[1]) / int(sizes[2]) - 1.0))
 
 
 def _from_array(source: tuple[NDArray[Any], int], name: str, start: float, wanted: float) -> _Decoded:
@@ -245,7 +276,7 @@ def _to_float(samples: NDArray[Any]) -> NDArray[np.float32]:
     return ((samples.astype(np.float64) - middle) / half).astype(np.float32)
 
 
-def _from_wave(file: str | io.BytesIO, name: str, start: float, wanted: float) -> _Decoded:
+def _from_wave(file: str | BinaryIO, name: str, start: float, wanted: float) -> _Decoded:
     """Read a PCM WAV file with the standard library, where soundfile is not installed."""
     try:
         with wave.open(file, "rb") as opened:
@@ -269,7 +300,7 @@ def _from_wave(file: str | io.BytesIO, name: str, start: float, wanted: float) -
     return _to_float(samples.reshape(-1, channels)), rate
 
 
-def _from_ffmpeg(file: str | io.BytesIO, name: str, start: float, wanted: float, reason: str) -> _Decoded:
+def _from_ffmpeg(file: str | BinaryIO, name: str, start: float, wanted: float, reason: str) -> _Decoded:
     """Decode through an ffmpeg process that can read its standard input and nothing else."""
     program = shutil.which("ffmpeg")
     if program is None:
@@ -277,22 +308,18 @@ def _from_ffmpeg(file: str | io.BytesIO, name: str, start: float, wanted: float,
             f"{name}: not readable as audio ({reason}); convert it to WAV or FLAC, or install ffmpeg"
         )
     limit = [] if wanted == np.inf else ["-t", f"{start + wanted:.6f}"]
-    command = [
-        program,
-        "-v",
-        "error",
-        "-xerror",
-        "-protocol_whitelist",
-        "pipe",
-        "-i",
-        "pipe:0",
-        "-vn",
-        *limit,
-    ]
-    data = file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()
+    alone = ["-v", "error", "-xerror", "-protocol_whitelist", "pipe", "-i", "pipe:0", "-vn"]
+    if isinstance(file, str):
+        data = Path(file).read_bytes()
+    else:
+        file.seek(0)
+        data = file.read()
     # AU is the one container with a header that needs no length and floats that need no scaling.
     done = subprocess.run(
-        [*command, "-c:a", "pcm_f32be", "-f", "au", "pipe:1"], input=data, capture_output=True, check=False
+        [program, *alone, *limit, "-c:a", "pcm_f32be", "-f", "au", "pipe:1"],
+        input=data,
+        capture_output=True,
+        check=False,
     )
     if done.returncode != 0 or len(done.stdout) < 24:
         said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no output"]
