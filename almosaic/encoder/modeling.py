@@ -150,6 +150,7 @@ class AudioMosaicModel(AudioMosaicPreTrainedModel):
         self.patch_embed = PatchEmbed(config)
         self.norm_pre = nn.LayerNorm(width, eps=config.layer_norm_eps)
         rates = [config.drop_path_rate * i / max(1, depth - 1) for i in range(depth)]
+        self.drops_paths = max(rates) > 0
         self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
         layernorm = config.final_norm == "layernorm"
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if layernorm else nn.Identity()
@@ -171,8 +172,8 @@ class AudioMosaicModel(AudioMosaicPreTrainedModel):
             input_features_mask: [B, T] bool, True for real frames; attention ignores it, `mean_valid` pooling
                 uses it.
             output_hidden_states: also return the depth + 1 inputs and outputs of the blocks.
-            path_noise: [B, depth, 2] uniforms for drop path in training, drawn here when None. Rows of the same
-                noise lose the same branches, in whatever batch they come and also when they are recomputed.
+            path_noise: [B, depth, 2] uniforms for drop path in training, drawn here when None. Rows of the
+                same noise lose the same branches, whatever batch they come in and when they are recomputed.
 
         Returns:
             `last_hidden_state` [B, 1+K, D] (index 0 = CLS), `pooler_output` [B, D], `hidden_states`.
@@ -195,8 +196,8 @@ class AudioMosaicModel(AudioMosaicPreTrainedModel):
         )
 
     def draw_path_noise(self, rows: int) -> Tensor | None:
-        """Uniforms [rows, depth, 2] for `path_noise`; None where nothing is left out (eval, or all rates 0)."""
-        if not self.training or not any(block.drop_path.rate > 0 for block in self.blocks):
+        """Uniforms [rows, depth, 2] for `path_noise`; None where nothing is left out (eval, all rates 0)."""
+        if not self.training or not self.drops_paths:
             return None
         return torch.rand(rows, len(self.blocks), 2, device=self.cls_token.device)
 
@@ -205,8 +206,8 @@ class AudioMosaicModel(AudioMosaicPreTrainedModel):
         shape = [rows, len(self.blocks), 2]
         if given is not None and list(given.shape) != shape:
             raise AlmosaicError(
-                f"expected path_noise {shape} (rows, blocks, branches), found {list(given.shape)}: draw one row "
-                "per window"
+                f"expected path_noise {shape} (rows, blocks, branches), found {list(given.shape)}: "
+                "draw one row per window"
             )
         noise = self.draw_path_noise(rows) if given is None else given
         return [None] * len(self.blocks) if noise is None else noise.unbind(dim=1)

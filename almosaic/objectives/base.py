@@ -18,9 +18,13 @@ class ObjectiveOutput:
 
 
 class Objective(nn.Module):
-    """Owns its heads (and teacher, where it has one); the encoder belongs to the model around it."""
+    """Owns its heads (and teacher, where it has one); the encoder belongs to the model around it.
+
+    `measures` asks for metrics that cost time; switch it off for steps that are not logged, on all processes.
+    """
 
     views_needed: ClassVar[int]
+    measures: bool = True
 
     def forward(
         self,
@@ -28,8 +32,9 @@ class Objective(nn.Module):
         views: list[Tensor],
         masks: list[PatchMask],
         texts: list[str] | None = None,
+        path_noise: list[Tensor] | None = None,
     ) -> ObjectiveOutput:
-        """Views, each [B, T, F], and one mask per view to a loss."""
+        """Views, each [B, T, F], with one mask and, where given, path noise [B, depth, 2] each, to a loss."""
         raise NotImplementedError
 
     def after_step(self, encoder: AudioMosaicModel, progress: float) -> None:

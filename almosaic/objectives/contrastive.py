@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from almosaic.encoder.configuration import AudioMosaicConfig
@@ -13,24 +13,47 @@ from almosaic.encoder.modeling import AudioMosaicModel
 from almosaic.errors import AlmosaicError
 from almosaic.masking import PatchMask
 from almosaic.objectives.base import Objective, ObjectiveOutput
+from almosaic.objectives.gradient_cache import pooled_features
 from almosaic.objectives.heads import ProjectionHead
+from almosaic.objectives.monitors import representation_metrics
 from almosaic.objectives.ranks import gather_ranks, own_rank, world_size
 from almosaic.settings import Settings
 
+FIRST_TEMPERATURE, TEMPERATURES = 0.07, (0.01, 1.0)  # of a learned one: where it starts, and its limits
+
 
 class NTXent(nn.Module):
-    """Normalised temperature-scaled cross-entropy over the 2m - 1 other vectors of m clips on all ranks."""
+    """Normalised temperature-scaled cross-entropy over the 2m - 1 other vectors of m clips on all ranks.
 
-    def __init__(self, temperature: float = 0.1):
+    A learned temperature is exp(-log_scale), clamped; `temperature` is a fixed one.
+    """
+
+    def __init__(self, temperature: float = 0.1, learnable: bool = False):
         super().__init__()
         self.temperature = temperature
+        # One element and no scalar, which torch's FSDP refuses.
+        self.log_scale = nn.Parameter(torch.empty(1)) if learnable else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start again at the first temperature."""
+        if self.log_scale is not None:
+            self.log_scale.fill_(-math.log(FIRST_TEMPERATURE))
+
+    def current_temperature(self, device: torch.device) -> Tensor:
+        """The temperature of the next loss, a scalar in float32; its gradient is 0 beyond the limits."""
+        if self.log_scale is None:
+            return torch.full((), self.temperature, device=device)
+        return (-self.log_scale.float()).exp().clamp(*TEMPERATURES).squeeze()
 
     def forward(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of z [2, B, P], un-normalised; in float32 whatever the autocast dtype.
 
         Returns:
             The mean of -log softmax(similarity / temperature)[positive] over the 2B local anchors, and top-1
-            accuracy, alignment (mean squared distance of positives) and uniformity (log mean exp(-2 d^2)).
+            accuracy, alignment (mean squared distance of positives), uniformity (log mean exp(-2 d^2)) and
+            the temperature.
         """
         with torch.autocast(z.device.type, enabled=False):
             z = F.normalize(z.float(), dim=-1)
@@ -38,27 +61,54 @@ class NTXent(nn.Module):
             own = torch.arange(z.shape[1], device=z.device) + own_rank() * z.shape[1]
             itself = own[:, None] == torch.arange(everyone.shape[1], device=z.device)
             across = z @ everyone.flip(0).transpose(1, 2)
-            within = (z @ everyone.transpose(1, 2)).masked_fill(itself, -math.inf)
-            logits = torch.cat([across, within], dim=2) / self.temperature
+            within = z @ everyone.transpose(1, 2)
+            temperature = self.current_temperature(z.device)
+            # Masked after the division: -inf / temperature would give a learned temperature a NaN gradient.
+            logits = torch.cat([across, within], dim=2) / temperature
+            logits.masked_fill_(F.pad(itself, (itself.shape[1], 0)), -math.inf)
             loss = F.cross_entropy(logits.flatten(0, 1), own.repeat(2))
         with torch.no_grad():
+            others = (4.0 * within - 4.0).masked_fill(itself, -math.inf).flatten()
             pairs = within.numel() - 2 * z.shape[1]
             metrics = {
                 "contrastive_loss": loss.detach(),
                 "contrastive_accuracy": (logits.argmax(dim=2) == own).float().mean(),
                 "alignment": (z[0] - z[1]).square().sum(dim=1).mean(),
-                "uniformity": (4.0 * within - 4.0).flatten().logsumexp(0) - math.log(max(1, pairs)),
+                "uniformity": others.logsumexp(0) - math.log(max(1, pairs)),
+                "temperature": temperature.detach(),
             }
         return loss, metrics
 
 
 class ContrastiveSettings(Settings):
-    """NT-Xent on two views; the defaults are the published configuration."""
+    """NT-Xent on two views; the defaults are the published configuration.
+
+    Args:
+        temperature: a fixed one.
+        learnable_temperature: train it instead, from 0.07 and between 0.01 and 1.
+        projection_hidden: inner width of the projection head.
+        projection_size: width P of the vectors that are compared.
+        cache_chunk: encode this many clips of a process at a time and recompute them in the backward pass:
+            activations then take the memory of a chunk, and the batch may be as large as its inputs allow.
+        lid_neighbours: of a clip, for the metrics `lid_mean` and `lid_var`; None leaves these out.
+    """
 
     name: Literal["contrastive"] = "contrastive"
     temperature: Annotated[float, Field(gt=0.0)] = 0.1
+    learnable_temperature: bool = False
     projection_hidden: Annotated[int, Field(gt=0)] = 512
     projection_size: Annotated[int, Field(gt=0)] = 128
+    cache_chunk: Annotated[int, Field(ge=2)] | None = None
+    lid_neighbours: Annotated[int, Field(ge=2)] | None = 32
+
+    @model_validator(mode="after")
+    def _check(self) -> "ContrastiveSettings":
+        if self.learnable_temperature and self.temperature != 0.1:
+            raise ValueError(
+                f"temperature {self.temperature:g} has no effect on a learned temperature, which starts at "
+                f"{FIRST_TEMPERATURE}: leave out temperature or learnable_temperature"
+            )
+        return self
 
 
 class ContrastiveObjective(Objective):
@@ -74,7 +124,8 @@ class ContrastiveObjective(Objective):
             nn.LayerNorm(width, eps=encoder_config.layer_norm_eps) if pooled_is_raw else nn.Identity()
         )
         self.projector = ProjectionHead(width, settings.projection_hidden, settings.projection_size)
-        self.loss = NTXent(settings.temperature)
+        self.loss = NTXent(settings.temperature, settings.learnable_temperature)
+        self.cache_chunk, self.lid_neighbours = settings.cache_chunk, settings.lid_neighbours
 
     def forward(
         self,
@@ -82,29 +133,49 @@ class ContrastiveObjective(Objective):
         views: list[Tensor],
         masks: list[PatchMask],
         texts: list[str] | None = None,
+        path_noise: list[Tensor] | None = None,
     ) -> ObjectiveOutput:
         """Two views [B, T, F] and their masks to the loss; texts are not used.
 
         Raises:
-            AlmosaicError: not two views with one mask each, or a single clip, which has no negatives.
+            AlmosaicError: not two views with one mask each, a single clip, which has no negatives, or a
+                `cache_chunk` that is larger than the batch.
         """
+        self._check(views, masks)
+        noise = [None, None] if path_noise is None else path_noise
+        features = [
+            pooled_features(encoder, view, mask.ids_keep, drops, chunk=self.cache_chunk)
+            for view, mask, drops in zip(views, masks, noise, strict=True)
+        ]
+        loss, metrics = self.loss(torch.stack([self.head(pooled) for pooled in features]))
+        metrics["kept_padding"] = torch.stack([mask.kept_padding for mask in masks]).mean()
+        if self.measures:
+            metrics |= representation_metrics(torch.cat(features), self.lid_neighbours)
+        return ObjectiveOutput(loss, metrics)
+
+    def head(self, pooled: Tensor) -> Tensor:
+        """Pooled vectors [B, D] to un-normalised z [B, P]."""
+        z: Tensor = self.projector(self.fc_norm(pooled))
+        return z
+
+    def project(self, encoder: AudioMosaicModel, view: Tensor, mask: PatchMask | None = None) -> Tensor:
+        """One view [B, T, F] to un-normalised z [B, P]; the whole window when mask is None."""
+        return self.head(pooled_features(encoder, view, None if mask is None else mask.ids_keep))
+
+    def _check(self, views: list[Tensor], masks: list[PatchMask]) -> None:
         if len(views) != 2 or len(masks) != 2:
             raise AlmosaicError(
                 f"expected 2 views with 2 masks for the contrastive objective, found {len(views)} views and "
                 f"{len(masks)} masks: name one mask per view in the recipe"
             )
-        if views[0].shape[0] * world_size() < 2:
+        clips = len(views[0])
+        if clips * world_size() < 2:
             raise AlmosaicError(
                 "expected at least 2 clips in a contrastive batch, found 1: raise the batch size and drop an "
                 "incomplete last batch"
             )
-        z = torch.stack([self.project(encoder, view, mask) for view, mask in zip(views, masks, strict=True)])
-        loss, metrics = self.loss(z)
-        metrics["kept_padding"] = torch.stack([mask.kept_padding for mask in masks]).mean()
-        return ObjectiveOutput(loss, metrics)
-
-    def project(self, encoder: AudioMosaicModel, view: Tensor, mask: PatchMask | None = None) -> Tensor:
-        """One view [B, T, F] to un-normalised z [B, P]; the whole window when mask is None."""
-        pooled = encoder(view, ids_keep=None if mask is None else mask.ids_keep).pooler_output
-        z: Tensor = self.projector(self.fc_norm(pooled))
-        return z
+        if self.training and self.cache_chunk is not None and self.cache_chunk > clips:
+            raise AlmosaicError(
+                f"expected a cache_chunk of at most {clips}, the clips of a batch on one process, found "
+                f"{self.cache_chunk}: lower it, or leave it out"
+            )

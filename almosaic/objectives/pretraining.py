@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from almosaic.encoder.configuration import AudioMosaicConfig
 from almosaic.encoder.modeling import AudioMosaicModel, AudioMosaicPreTrainedModel
 from almosaic.masking import PatchMask
 from almosaic.objectives import build_objective, objective_settings
+from almosaic.objectives.contrastive import NTXent
 
 
 @dataclass
@@ -31,11 +32,23 @@ class AudioMosaicForPreTraining(AudioMosaicPreTrainedModel):
         self.post_init()
 
     def forward(
-        self, views: list[Tensor], masks: list[PatchMask], texts: list[str] | None = None
+        self,
+        views: list[Tensor],
+        masks: list[PatchMask],
+        texts: list[str] | None = None,
+        path_noise: list[Tensor] | None = None,
     ) -> PretrainingOutput:
-        """Views, each [B, T, F], and one mask per view to the objective's loss; AlmosaicError on a misfit."""
-        output = self.objective(self.encoder, views, masks, texts)
+        """Views, each [B, T, F], and one mask per view to the objective's loss; AlmosaicError on a misfit.
+
+        Drop path draws its own noise, or takes that of each view, [B, depth, 2].
+        """
+        output = self.objective(self.encoder, views, masks, texts, path_noise)
         return PretrainingOutput(loss=output.loss, metrics=output.metrics)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, NTXent):
+            module.reset_parameters()
 
     def after_step(self, progress: float) -> None:
         """Let the objective update its teacher, if it has one; progress is the share of training done."""

@@ -1,0 +1,46 @@
+"""Large contrastive batches in little memory: the encoder runs in chunks, the loss sees all of them.
+
+Only the pooled vectors of a chunk are kept. Its activations are computed again when the backward pass reaches
+it, one chunk after another, so that they take the memory of one, at the price of a second forward pass.
+"""
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from almosaic.encoder.modeling import AudioMosaicModel
+
+
+def pooled_features(
+    encoder: AudioMosaicModel,
+    view: Tensor,
+    ids_keep: Tensor | None,
+    path_noise: Tensor | None = None,
+    *,
+    chunk: int | None = None,
+) -> Tensor:
+    """Pooled vectors [B, D] of a view [B, T, F]; chunks change the gradient by rounding only.
+
+    Args:
+        encoder: the rows of a batch do not see each other in it.
+        view: [B, T, F] windows.
+        ids_keep: [B, K] visible patches; all when None.
+        path_noise: [B, depth, 2] uniforms for drop path; when None they are drawn here, once for all chunks
+            and for both passes.
+        chunk: rows whose activations are held at a time; all when None.
+    """
+    if chunk is None or chunk >= len(view):
+        return _pooled(encoder, view, ids_keep, path_noise)
+    noise = encoder.draw_path_noise(len(view)) if path_noise is None else path_noise
+    pooled = []
+    for start in range(0, len(view), chunk):
+        rows = (None if x is None else x[start : start + chunk] for x in (view, ids_keep, noise))
+        pooled.append(checkpoint(_pooled, encoder, *rows, use_reentrant=False))
+    return torch.cat(pooled)
+
+
+def _pooled(
+    encoder: AudioMosaicModel, view: Tensor, ids_keep: Tensor | None, path_noise: Tensor | None
+) -> Tensor:
+    pooled: Tensor = encoder(view, ids_keep=ids_keep, path_noise=path_noise).pooler_output
+    return pooled
