@@ -16,6 +16,7 @@ from almosaic.scenes.bank import BankSettings, SyntheticBank
 from almosaic.scenes.scene import SceneSettings
 from almosaic.settings import Settings
 from almosaic.training.alm import AlmStageSettings
+from almosaic.training.finetune import FinetuneSettings
 from almosaic.training.language_model import LanguageModelSettings
 from almosaic.training.pretrain import PretrainSettings
 
@@ -74,6 +75,18 @@ class PretrainStage(Head, PretrainSettings):
     def references(self) -> Iterator[tuple[str, Reference, tuple[str, ...]]]:
         """See `LanguageModelStage.references`."""
         yield from ()
+
+
+class FinetuneStage(Head, FinetuneSettings):
+    """Trains a classifier on labelled clips, from an earlier model or from scratch, and scores it."""
+
+    task: Literal["finetune"]
+    start: Reference | None = Field(default=None, alias="from")
+
+    def references(self) -> Iterator[tuple[str, Reference, tuple[str, ...]]]:
+        """See `LanguageModelStage.references`."""
+        if self.start is not None:
+            yield "from", self.start, ("pretrain", "finetune")
 
 
 class NamedLanguageModel(Settings):
@@ -143,7 +156,9 @@ class EvalStage(Head):
         return self
 
 
-Stage = Annotated[LanguageModelStage | PretrainStage | AlmStage | EvalStage, Field(discriminator="task")]
+Stage = Annotated[
+    LanguageModelStage | PretrainStage | FinetuneStage | AlmStage | EvalStage, Field(discriminator="task")
+]
 
 
 class Curriculum(Settings):
@@ -237,4 +252,4 @@ def as_curriculum(tree: dict[str, Any], where: Origin) -> Curriculum:
         raise as_one_line(error, Curriculum, tree, where, hidden=2 if single else 0) from None
 
 
-TASKS = ("language_model", "pretrain", "alm", "eval")
+TASKS = ("language_model", "pretrain", "finetune", "alm", "eval")

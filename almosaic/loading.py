@@ -13,7 +13,7 @@ from almosaic.encoder import AudioMosaicModel
 from almosaic.errors import AlmosaicError
 from almosaic.features import AudioMosaicFeatureExtractor
 
-Kind = Literal["alm", "pretrain"]
+Kind = Literal["alm", "pretrain", "finetune"]
 
 
 def load_model(
@@ -34,10 +34,10 @@ def load_model(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         if model_type(folder) == "audiomosaic":
-            encoder = _load_whole(AudioMosaicModel, folder)
+            encoder = load_whole(AudioMosaicModel, folder)
             return encoder.to(device).eval(), AudioMosaicFeatureExtractor.from_pretrained(folder)
         partial = AlmosaicConfig.from_pretrained(folder).language_model_source is not None
-        model = load_partial(folder) if partial else _load_whole(AlmosaicForConditionalGeneration, folder)
+        model = load_partial(folder) if partial else load_whole(AlmosaicForConditionalGeneration, folder)
         model.name_or_path = str(folder)  # where `embed` looks for the front end
         return model.to(device).eval(), AutoProcessor.from_pretrained(folder)
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -45,7 +45,7 @@ def load_model(
         raise AlmosaicError(f"{folder} cannot be loaded: {reason}; restore or retrain it") from error
 
 
-def _load_whole(model_class: Any, folder: Path) -> Any:
+def load_whole(model_class: Any, folder: Path) -> Any:
     """A model of which no weight is missing: the library would fill gaps with random numbers."""
     model, report = model_class.from_pretrained(folder, output_loading_info=True)
     if missing := sorted(report["missing_keys"]):
@@ -63,7 +63,7 @@ def model_folder(folder: str | Path, kind: Kind | None = None) -> Path:
         return folder
     if not folder.is_dir():
         raise AlmosaicError(f"{folder} is not a folder; give a model folder or a run folder")
-    wanted = ("alm", "pretrain") if kind is None else (kind,)
+    wanted = ("alm", "pretrain", "finetune") if kind is None else (kind,)
     stages: list[tuple[int, Path]] = []
     for note in folder.glob("stages/*/stage.json"):
         stage = json.loads(note.read_text(encoding="utf-8"))

@@ -186,7 +186,9 @@ def _check_labels(manifest: Path, name: str, part: Rows, single: bool) -> None:
         raise AlmosaicError(f"{manifest} leaves no rows for {name}; name other folds or splits")
     for row in part:
         if not row.labels:
-            raise AlmosaicError(f"{manifest}: row {row.id} ({name}) has no labels; add them or remove the row")
+            raise AlmosaicError(
+                f"{manifest}: row {row.id} ({name}) has no labels; add them or remove the row"
+            )
         if single and len(row.labels) > 1:
             raise AlmosaicError(
                 f"{manifest}: row {row.id} ({name}) has {len(row.labels)} labels "

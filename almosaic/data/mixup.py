@@ -25,9 +25,7 @@ class MixupDataset(PretrainDataset):
     Who is mixed with whom depends on (`parts`, epoch, clip) alone.
     """
 
-    def __init__(
-        self, source: ClipSource, attempts: int, mixup: Mixup, parts: tuple[int | str, ...]
-    ) -> None:
+    def __init__(self, source: ClipSource, attempts: int, mixup: Mixup, parts: tuple[int | str, ...]) -> None:
         super().__init__(source, attempts)
         self.mixup = mixup
         self.parts = parts

@@ -1,0 +1,171 @@
+"""Scores of a classifier after each epoch; the weights of the best one are kept."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from almosaic.data.clips import BadClips, ClipSource
+from almosaic.data.collate import WaveformCollator
+from almosaic.data.datasets import PretrainDataset
+from almosaic.data.labelled import Targets
+from almosaic.evaluation import metrics
+from almosaic.features import AudioMosaicFeatureExtractor, log_mel_fbank
+from almosaic.training.checkpoints import whole_folder
+from almosaic.training.labelled_batches import first_window
+
+Metric = Literal["accuracy", "map", "eer"]
+BEST = "best"
+WEIGHTS = "model.safetensors"
+
+
+class Examiner:
+    """Scores a classifier on clips without any augmentation, in float32, in the order of the rows."""
+
+    def __init__(
+        self,
+        source: ClipSource,
+        targets: Targets,
+        extractor: AudioMosaicFeatureExtractor,
+        *,
+        batch_size: int,
+        workers: int,
+        bad_clip_share: float,
+    ) -> None:
+        self.source, self.targets, self.extractor = source, targets, extractor
+        self.batch_size, self.workers = batch_size, workers
+        self.bad = BadClips(len(source), bad_clip_share)
+
+    def scores(self, model: Any, loss: str) -> dict[str, float]:
+        """What `classifier_scores` says; clips that cannot be read are left out and counted as `bad_clips`."""
+        logits, hot = self.logits(model)
+        return {
+            **classifier_scores(logits, hot, loss),
+            "clips": len(logits),
+            "bad_clips": len(self.bad.reasons),
+        }
+
+    @torch.no_grad()
+    def logits(self, model: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits [n, C] and targets [n, C] of every clip that can be read; the model's mode is left as found."""
+        training = model.training
+        model.eval()
+        loader = DataLoader(
+            PretrainDataset(self.source),
+            batch_size=self.batch_size,
+            collate_fn=WaveformCollator(),
+            num_workers=self.workers,
+            generator=torch.Generator(),  # the global one belongs to training
+        )
+        found, rows = [], []
+        for batch in loader:
+            self.bad.note(batch["bad_clips"])
+            if "waveforms" in batch:
+                found.append(self._logits(model, batch))
+                rows += batch["clip_index"].tolist()
+        model.train(training)
+        return torch.cat(found).numpy(), self.targets.multi_hot(rows).numpy()
+
+    def _logits(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        device = model.device
+        with torch.autocast(device.type, enabled=False):
+            log_mel, frames = log_mel_fbank(batch["waveforms"].to(device), batch["lengths"].to(device))
+            window, frames = first_window(log_mel, frames, self.extractor.window_frames)
+            features, real, _ = self.extractor.cut(window, frames)
+            logits: Tensor = model(features, input_features_mask=real).logits
+        return logits.float().cpu()
+
+
+def classifier_scores(logits: NDArray[np.float32], hot: NDArray[np.float32], loss: str) -> dict[str, float]:
+    """Scores of logits [n, C] against 0/1 targets [n, C].
+
+    `accuracy` always; `map` and `auc` of sigmoid scores with binary cross-entropy; `eer` and `auc` of the
+    second class with two classes. Classes without a positive or negative row do not count, see `classes`.
+    """
+    found = {"accuracy": metrics.top1_accuracy(logits, hot)}
+    positive = hot.sum(axis=0)
+    scored = (positive > 0) & (positive < len(hot))
+    found["classes"] = float(scored.sum())
+    if loss == "bce":
+        found["map"] = metrics.mean_average_precision(logits[:, scored], hot[:, scored])
+        found["auc"] = metrics.mean_auc(logits[:, scored], hot[:, scored])
+    elif logits.shape[1] == 2:
+        margin = logits[:, 1] - logits[:, 0]  # orders rows as softmax does
+        found["eer"] = metrics.equal_error_rate(margin, hot[:, 1])
+        found["auc"] = metrics.mean_auc(margin[:, None], hot[:, 1:])
+    return found
+
+
+class SelectionCallback(TrainerCallback):  # type: ignore[misc]
+    """Scores the model at the end of every epoch from `first` on, and keeps the weights of the best epoch.
+
+    Works before the step's checkpoint is written, so that a resumed run has missed no epoch. An epoch that is
+    trained again after a kill has the score it had, and an equal score replaces nothing.
+    """
+
+    def __init__(
+        self,
+        score: Callable[[], dict[str, float]],
+        log: Callable[[dict[str, float]], None],
+        model: nn.Module,
+        folder: Path,
+        metric: Metric,
+        first: int,
+    ) -> None:
+        self.score, self.log, self.model = score, log, model
+        self.folder, self.metric, self.first = folder, metric, first
+        self.best = kept_best(folder)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Score at the last step of an epoch, and at the last of all."""
+        epoch = state.epoch or 0.0
+        last = state.global_step >= state.max_steps
+        if not last and (abs(epoch - round(epoch)) > 1e-6 or round(epoch) < self.first):
+            return
+        scores = self.score()
+        self.log({f"validation_{name}": value for name, value in scores.items()})
+        if self.best is None or better(self.metric, scores[self.metric], self.best["score"]):
+            self.best = {
+                "epoch": math.ceil(epoch - 1e-6),
+                "step": state.global_step,
+                "score": scores[self.metric],
+            }
+            with whole_folder(self.folder / BEST, write=args.should_save) as temporary:
+                if args.should_save:
+                    note = {"selection": json.dumps(self.best)}
+                    weights = {
+                        name: t.detach().cpu().contiguous() for name, t in self.model.state_dict().items()
+                    }
+                    save_file(weights, temporary / WEIGHTS, note)
+
+
+def better(metric: Metric, new: float, old: float) -> bool:
+    """Whether a score is above the old one, or below it for an error rate."""
+    return new < old if metric == "eer" else new > old
+
+
+def kept_best(folder: Path) -> dict[str, Any] | None:
+    """Epoch, step and score of the weights that are kept in a stage folder, None where there are none."""
+    path = folder / BEST / WEIGHTS
+    if not path.is_file():
+        return None
+    with safe_open(path, "pt") as file:
+        found: dict[str, Any] = json.loads(file.metadata()["selection"])
+    return found
+
+
+def load_best(model: nn.Module, folder: Path) -> None:
+    """Put the kept weights into the model."""
+    model.load_state_dict(load_file(folder / BEST / WEIGHTS))

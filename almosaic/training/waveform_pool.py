@@ -1,0 +1,63 @@
+"""Decoded clips: their starts alone, and all of them kept in memory."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from almosaic.audio import load_audio
+from almosaic.data.clips import BadClips, ClipSource, ManifestClips
+from almosaic.data.datasets import PretrainDataset, bad_rows
+from almosaic.data.manifest import ManifestRow
+from almosaic.errors import AudioError
+from almosaic.features import FRAME_SAMPLES, HOP_SAMPLES, SAMPLING_RATE
+
+
+class ClipStarts(ManifestClips):
+    """The first `crop_seconds` of every clip, in every epoch; no more is decoded."""
+
+    def __init__(self, rows: Sequence[ManifestRow], crop_seconds: float) -> None:
+        super().__init__(rows, crop_seconds)
+        self.seconds = crop_seconds
+
+    def waveform(self, index: int, epoch: int) -> NDArray[np.float32]:
+        """The clip, or its start."""
+        return load_audio(self.paths[index], duration_seconds=self.seconds)
+
+
+def window_seconds(window_frames: int) -> float:
+    """Length of the sound that fills a window."""
+    return (FRAME_SAMPLES + (window_frames - 1) * HOP_SAMPLES) / SAMPLING_RATE
+
+
+class WaveformPool:
+    """All clips of a source as of epoch 0, in memory; 16,000 x 4 bytes for every second of sound."""
+
+    def __init__(self, source: ClipSource, bad: BadClips, workers: int = 0) -> None:
+        self.name = source.fingerprint()
+        self.waveforms: list[NDArray[np.float32] | None] = []
+        loader = DataLoader(
+            PretrainDataset(source), batch_size=16, collate_fn=lambda rows: rows, num_workers=workers
+        )
+        with tqdm(total=len(source), desc="decoding", unit="clip") as bar:
+            for rows in loader:
+                bad.note(bad_rows(rows))
+                self.waveforms += [row["waveform"] for row in rows]
+                bar.update(len(rows))
+        self.reasons = dict(bad.reasons)
+
+    def __len__(self) -> int:
+        return len(self.waveforms)
+
+    def waveform(self, index: int, epoch: int) -> NDArray[np.float32]:
+        """The clip; AudioError where it could not be decoded."""
+        found = self.waveforms[index]
+        if found is None:
+            raise AudioError(self.reasons[index])
+        return found
+
+    def fingerprint(self) -> str:
+        """The source's."""
+        return self.name
