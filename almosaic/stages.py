@@ -7,6 +7,7 @@ from almosaic.audio import SAMPLING_RATE
 from almosaic.curriculum import (
     AlmStage,
     EvalStage,
+    FinetuneStage,
     LanguageModelStage,
     ManifestData,
     NamedLanguageModel,
@@ -19,11 +20,13 @@ from almosaic.data.clips import ClipSource, JoinedClips, ManifestClips, SceneCli
 from almosaic.data.manifest import read_manifest
 from almosaic.data.scene_chat import SceneChatSettings, training_pool
 from almosaic.eval_stage import Evaluation
+from almosaic.loading import model_folder
 from almosaic.run_folder import RunFolder
 from almosaic.scenes.bank import Bank, open_bank
 from almosaic.training.alm import train_alm
 from almosaic.training.alm_parts import Parts
 from almosaic.training.callbacks import quiet_library
+from almosaic.training.finetune import finetune
 from almosaic.training.language_model import train_language_model
 from almosaic.training.pretrain import pretrain
 
@@ -82,6 +85,9 @@ def run_stage(run: RunFolder, stage: Stage, sounds: Sounds, resume: bool) -> Non
     elif isinstance(stage, PretrainStage):
         source = pretraining_clips(run, stage, sounds)
         pretrain(stage, source=source, folder=folder, seed=recipe.seed, stage=stage.id, resume=resume)
+    elif isinstance(stage, FinetuneStage):
+        start = None if stage.start is None else model_folder(run.model(stage.start))
+        finetune(stage, start=start, folder=folder, seed=recipe.seed, stage=stage.id, resume=resume)
     elif isinstance(stage, LanguageModelStage):
         train_language_model(
             stage,
