@@ -91,6 +91,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
     def __init__(self, title: str) -> None:
         self.title = title
         self.bar: tqdm[Any] | None = None
+        self.last: dict[str, float] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -120,9 +121,11 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         logs: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Show the loss."""
-        if self.bar is not None and logs and "loss" in logs:
-            self.bar.set_postfix(loss=f"{logs['loss']:.3f}")
+        """Show the loss, and how the neighbours of a monitor vote."""
+        shown = {"loss": "loss", "knn_accuracy": "knn"}
+        self.last |= {short: logs[name] for name, short in shown.items() if name in (logs or {})}
+        if self.bar is not None and self.last:
+            self.bar.set_postfix({name: f"{value:.3f}" for name, value in self.last.items()})
 
     def close(self) -> None:
         """End the bar's line, also after an error."""
@@ -176,6 +179,8 @@ class StopCallback(TrainerCallback):  # type: ignore[misc]
             self.stopped = True
             control.should_save = True
             control.should_training_stop = True
+        # A line before every checkpoint: no average spans one, and a resumed run logs the same lines.
+        control.should_log |= control.should_save
 
 
 class FiniteCallback(TrainerCallback):  # type: ignore[misc]

@@ -98,9 +98,15 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return checkpoints[-1] if checkpoints else None
 
 
+def state_of(checkpoint: Path) -> dict[str, Any]:
+    """What the trainer notes beside the tensors: steps, and the lines logged so far."""
+    state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    return state
+
+
 def is_final(checkpoint: Path, steps: int) -> bool:
     """Whether a checkpoint is the last of a stage of so many steps (-1 = as many as it was planned with)."""
-    state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    state = state_of(checkpoint)
     return bool(state["global_step"] >= (steps if steps > 0 else state["max_steps"]))
 
 

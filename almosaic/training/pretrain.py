@@ -1,6 +1,7 @@
 """Self-supervised pretraining of the encoder: views and masks are made on the training device."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 from pydantic import Field, model_validator
@@ -22,6 +23,7 @@ from almosaic.settings import Settings
 from almosaic.training.callbacks import quiet_library
 from almosaic.training.checkpoints import write_model
 from almosaic.training.log_mel_pool import LogMelPool, PoolDataset, collate_pool, measure_statistics
+from almosaic.training.monitor import Judge, MonitorCallback, MonitorSettings
 from almosaic.training.optim import OptimSettings
 from almosaic.training.trainer import AlmosaicTrainer
 from almosaic.training.views import ViewMaker
@@ -52,6 +54,7 @@ class PretrainSettings(Settings):
         cache: compute the log-mel of every clip once and keep all of them in memory as float16; augmentation
             is then limited to log-mel steps, and a long clip keeps the crop of its first epoch.
         bad_clip_share: the run stops when more than this share of the clips cannot be used.
+        monitor: labelled clips on which the encoder is judged while it trains, None = none.
         optim: length, batch, learning rate.
     """
 
@@ -68,6 +71,7 @@ class PretrainSettings(Settings):
     min_seconds: float = Field(default=0.0, ge=0)
     cache: bool = False
     bad_clip_share: float = Field(default=0.01, ge=0, lt=1)
+    monitor: MonitorSettings | None = None
     optim: OptimSettings = OptimSettings(steps=10_000)
 
     @model_validator(mode="after")
@@ -99,8 +103,11 @@ def pretrain(
     seed: int,
     stage: str = "pretrain",
     resume: bool = False,
+    judge: Judge | None = None,
 ) -> Path:
     """Train an encoder on the clips of `source`, or with `steps: 0` write an untrained one.
+
+    `judge` gives the scores that `settings.monitor` asks for.
 
     Writes `folder/model` (encoder and front end) and `folder/pretraining` (the same encoder with the
     objective's heads, from which its loss and z can be computed again).
@@ -116,7 +123,7 @@ def pretrain(
         raise AlmosaicError(
             f"stage {stage}: batch_size {batch} is larger than the {clips} clips; set it to {clips} or less"
         )
-    bad = BadClips(clips, settings.bad_clip_share)
+    bad, blocks = BadClips(clips, settings.bad_clip_share), getattr(source, "blocks", None)
     if settings.min_seconds > 0:
         lengths = (settings.min_seconds, settings.crop_seconds)
         source = JoinedShortClips(source, *lengths, draws.key(seed, stage, "join"))
@@ -141,12 +148,19 @@ def pretrain(
         seed=seed,
         stage=stage,
         parts=PARTS,
-        prepare=ViewMaker(
-            settings, extractor, pool, bad, patch_size=config.patch_size, seed=seed, stage=stage
-        ),
+        prepare=ViewMaker(settings, extractor, pool, bad, config=config, seed=seed, stage=stage),
         after_step=model.after_step,
         drop_last=True,
+        blocks=None if pool is not None else blocks,
     )
+    if settings.monitor is not None and judge is not None:
+        if trainer.is_fsdp_enabled:
+            raise AlmosaicError(
+                "monitor: one process cannot judge a model that is sharded over all (trainer.fsdp); "
+                "set monitor: null"
+            )
+        look = partial(judge, model.encoder, extractor)
+        trainer.add_callback(MonitorCallback(look, settings.monitor.steps, trainer.report))
     trainer.run(resume)
     return trainer.on_main(lambda: _write(folder, model, extractor))
 

@@ -1,11 +1,11 @@
 """The one trainer: transformers' `Trainer` with work on the device, finite checks and whole checkpoints."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer
 
 from almosaic.data import draws
@@ -20,30 +20,9 @@ from almosaic.training.callbacks import (
     worker_errors_in_one_line,
 )
 from almosaic.training.optim import OptimSettings, parameter_groups, rate_factor, training_arguments
+from almosaic.training.order import EpochOrder
 
 Batch = dict[str, Any]
-
-
-class EpochOrder(Sampler[int]):
-    """The rows in an order that depends on (seed, stage, epoch) alone.
-
-    A resumed run and any number of workers or processes see the same batches.
-    """
-
-    def __init__(self, rows: int, seed: int, stage: str) -> None:
-        self.rows = rows
-        self.key = (seed, stage, "order")
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of one epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def __iter__(self) -> Iterator[int]:
-        yield from draws.generator(*self.key, self.epoch).permutation(self.rows).tolist()
 
 
 class AlmosaicTrainer(Trainer):  # type: ignore[misc]
@@ -51,7 +30,8 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
 
     `prepare(batch, epoch)` runs on the device, without gradients and outside autocast, right before the
     model; it may add `metrics`, which are logged as the model's own are. `after_step(progress)` runs after
-    each optimizer step. `parts` maps part names to parameter prefixes.
+    each optimizer step. `parts` maps part names to parameter prefixes. `blocks` are the rows of each shard of
+    a dataset that is better read shard by shard, see `EpochOrder`.
     """
 
     def __init__(
@@ -68,14 +48,16 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
         prepare: Callable[[Batch, int], Batch] | None = None,
         after_step: Callable[[float], None] | None = None,
         drop_last: bool = False,
+        blocks: Sequence[int] | None = None,
     ) -> None:
         arguments = training_arguments(settings, folder, draws.key(seed, stage) % 2**31)
         self.settings, self.parts, self.prepare, self.folder = settings, parts, prepare, folder
         arguments.dataloader_drop_last = drop_last
-        self.order = EpochOrder(len(dataset), seed, stage)
+        self.order = EpochOrder(len(dataset), seed, stage, blocks)
         self.epochs = EpochCallback(self.order, dataset)
         self.progress, self.stop, self.finite = ProgressCallback(stage), StopCallback(), FiniteCallback(stage)
         self.metric_sums: dict[str, tuple[torch.Tensor, int]] = {}
+        self.scores: dict[str, float] = {}
         self.saving_to: Path | None = None
         callbacks = [self.epochs, self.finite, self.progress, self.stop]
         callbacks += [] if after_step is None else [StepCallback(after_step)]
@@ -92,6 +74,7 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
         found = checkpoints.latest_checkpoint(self.folder) if resume else None
         if found and checkpoints.is_final(found, self.args.max_steps):
             self._load_from_checkpoint(str(found))
+            self._write_log(checkpoints.state_of(found)["log_history"])
             return
         try:
             with self.stop, worker_errors_in_one_line():
@@ -103,8 +86,11 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
                 f"stopped at step {self.state.global_step} of {self.state.max_steps}; "
                 f"checkpoint saved in {self.folder}; run the same command with --resume to go on"
             )
+        self._write_log(self.state.log_history)
+
+    def _write_log(self, history: list[dict[str, float]]) -> None:
         if self.args.should_save:
-            checkpoints.write_json(self.folder / "training_log.json", self.state.log_history)
+            checkpoints.write_json(self.folder / "training_log.json", history)
 
     def on_main(self, write: Callable[[], Path]) -> Path:
         """Let the main process write `folder/model` while the others wait."""
@@ -168,8 +154,16 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
         if "loss" in logs:
             for name, (total, count) in sorted(self.metric_sums.items()):
                 logs[name] = self.accelerator.reduce(total / count, "mean").item()
-            self.metric_sums = {}
+            logs |= self.scores
+            self.metric_sums, self.scores = {}, {}
         super().log(logs, start_time)
+
+    def report(self, scores: Mapping[str, float]) -> None:
+        """Put scores of the main process into the next line of the log, or into one of step 0."""
+        if self.state.global_step == 0:
+            self.log(dict(scores))
+        else:
+            self.scores |= scores
 
     def floating_point_ops(self, inputs: Batch) -> int:
         """Not estimated: the library's formula is for text."""
@@ -182,6 +176,7 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
         path = self.folder / f"checkpoint-{self.state.global_step}"
         main = self.args.should_save
         with checkpoints.whole_folder(path, path.name, write=main) as self.saving_to:
+            self.accelerator.wait_for_everyone()  # the folder is there before another process writes into it
             super()._save_checkpoint(model, trial)
             # A pickle that nothing reads.
             (self.saving_to / path.name / "training_args.bin").unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from torch import Tensor
 from almosaic.data import draws
 from almosaic.data.augment import Draws, WaveformStep, augment_log_mel, augment_waveforms
 from almosaic.data.clips import BadClips
+from almosaic.encoder import AudioMosaicConfig
 from almosaic.errors import AlmosaicError
 from almosaic.features import AudioMosaicFeatureExtractor, log_mel_fbank
 from almosaic.masking import PatchGrid, draw_mask, score_count
@@ -31,7 +32,7 @@ class ViewMaker:
         pool: LogMelPool | None,
         bad: BadClips,
         *,
-        patch_size: int,
+        config: AudioMosaicConfig,
         seed: int,
         stage: str,
     ) -> None:
@@ -40,10 +41,13 @@ class ViewMaker:
         self.on_waveforms = any(isinstance(step, WaveformStep) for step in self.steps)
         self.extractor, self.pool, self.bad = extractor, pool, bad
         self.key = (seed, stage)
-        self.grid = PatchGrid.of(extractor.window_frames, extractor.num_mel_bins, patch_size)
+        self.grid = PatchGrid.of(extractor.window_frames, extractor.num_mel_bins, config.patch_size)
+        self.depth = config.num_hidden_layers if config.drop_path_rate > 0 else 0
 
     def __call__(self, batch: dict[str, Any], epoch: int) -> dict[str, Any]:
-        """Clips by number, with `waveforms` [B, S] and `lengths` [B] unless pooled, to `views` and `masks`.
+        """Clips by number, with `waveforms` [B, S] and `lengths` [B] unless pooled, to what the model takes.
+
+        That is `views`, `masks` and, for an encoder with drop path, `path_noise`, one of each per view.
 
         Raises:
             AlmosaicError: a clip is longer than one window, or too many clips are bad.
@@ -51,7 +55,7 @@ class ViewMaker:
         self.bad.note(batch["bad_clips"])
         clips: Tensor = batch["clip_index"]
         unchanged = None if self.on_waveforms else self._log_mel(batch)
-        views, masks = [], []
+        views, masks, noise = [], [], []
         for number, mask in enumerate(self.masks):
             parts = (*self.key, epoch, number)
             drawn = Draws(parts, clips, clips.device)
@@ -61,8 +65,9 @@ class ViewMaker:
             scores = torch.from_numpy(uniforms).to(clips.device)
             views.append(view)
             masks.append(draw_mask(mask, self.grid, scores, valid=self.grid.valid_patches(real)))
-        padding = 1.0 - real.float().mean()
-        return {"views": views, "masks": masks, "metrics": {"pad_fraction": padding}}
+            noise.append(drawn.uniform("drop path", 2 * self.depth).view(len(clips), self.depth, 2))
+        inputs = {"views": views, "masks": masks, "metrics": {"pad_fraction": 1.0 - real.float().mean()}}
+        return inputs | ({"path_noise": noise} if self.depth else {})
 
     def _log_mel(self, batch: dict[str, Any], drawn: Draws | None = None) -> tuple[Tensor, Tensor]:
         clips = batch["clip_index"]

@@ -64,8 +64,8 @@ def test_seeds_and_stages_draw_differently(tmp_path):
 def make_views(steps=({"name": "log_gain"}, {"name": "gaussian_snr"}), source=None, stage="s"):
     settings = pretrain_settings(augment=list(steps))
     extractor = AudioMosaicFeatureExtractor.from_settings(settings.front_end)
-    bad = BadClips(16)
-    return ViewMaker(settings, extractor, None, bad, patch_size=16, seed=0, stage=stage)
+    bad, config = BadClips(16), settings.encoder.build(extractor.window_frames, extractor.num_mel_bins)
+    return ViewMaker(settings, extractor, None, bad, config=config, seed=0, stage=stage)
 
 
 def batch_of(*clips):
