@@ -13,6 +13,7 @@ Preset = Literal["tiny", "small", "base"]
 FinalNorm = Literal["none", "layernorm"]
 Pooling = Literal["mean", "mean_valid", "cls"]
 PositionResize = Literal["time_frequency", "released"]
+ReadoutName = Literal["pooled", "layer", "weighted_sum", "attentive"]
 Size = Annotated[int, Field(gt=0)]
 
 PRESETS: dict[Preset, dict[str, int]] = {
@@ -33,6 +34,10 @@ class AudioMosaicConfig(PreTrainedConfig):  # type: ignore[misc]
         pooling: `mean` of all tokens with CLS (released), `mean_valid` without padded patches, or `cls`.
         position_resize: `time_frequency` crops or stretches time; `released` reproduces the published loader.
         objective: settings of the pretraining objective, where one is stored with the weights.
+        readout: what a classifier reads: the `pooled` vector, one `layer`, a `weighted_sum` of all layers, or
+            attention over them (`attentive`).
+        readout_layer: 0-based block of `layer`.
+        readout_heads: attention heads of `attentive`.
     """
 
     model_type = "audiomosaic"
@@ -51,6 +56,9 @@ class AudioMosaicConfig(PreTrainedConfig):  # type: ignore[misc]
     position_resize: str = "time_frequency"
     initializer_range: float = 0.02
     objective: dict[str, Any] | None = None
+    readout: str = "pooled"
+    readout_layer: int | None = None
+    readout_heads: int = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill the derived width and refuse shapes that cannot be built."""
@@ -65,14 +73,34 @@ class AudioMosaicConfig(PreTrainedConfig):  # type: ignore[misc]
             ("final_norm", FinalNorm),
             ("pooling", Pooling),
             ("position_resize", PositionResize),
+            ("readout", ReadoutName),
         ):
             if (found := getattr(self, name)) not in get_args(choices):
                 raise AlmosaicError(
                     f"expected {name} to be one of {', '.join(get_args(choices))}, found {found!r}: "
                     "correct the encoder's config"
                 )
+        self.check_readout()
         PatchGrid.of(self.window_frames, self.num_mel_bins, self.patch_size)
         super().__post_init__(**kwargs)
+
+    def check_readout(self) -> None:
+        """AlmosaicError where the read-out's fields do not fit the encoder."""
+        depth, layer, heads = self.num_hidden_layers, self.readout_layer, self.readout_heads
+        if self.readout == "layer" and (layer is None or not 0 <= layer < depth):
+            raise AlmosaicError(
+                f"expected readout_layer from 0 to {depth - 1} for readout: layer, found {layer}: "
+                "name one block, counted from 0"
+            )
+        if self.readout != "layer" and layer is not None:
+            raise AlmosaicError(
+                f"expected no readout_layer for readout: {self.readout}, found {layer}: set readout: layer"
+            )
+        if heads < 1 or self.hidden_size % heads:
+            raise AlmosaicError(
+                f"expected readout_heads that divide hidden_size {self.hidden_size}, found {heads}: "
+                "change one of the two"
+            )
 
     @property
     def grid(self) -> PatchGrid:

@@ -1,20 +1,29 @@
-"""Published AudioMosaic checkpoints to ours and back; the one file that knows foreign key names.
+"""Published AudioMosaic checkpoints to ours and back.
 
-Encoder tensors already carry the published names: conversion adds or removes the prefixes of our models and
-checks every key and shape.
+This file and `released_keys` are the ones that know foreign key names. Encoder tensors already carry the
+published names: conversion adds or removes the prefixes of our models and checks every key and shape.
 """
 
+import logging
 import re
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any
 
 from torch import Tensor
 
 from almosaic.encoder.configuration import AudioMosaicConfig
+from almosaic.encoder.released_keys import (
+    ATTENTION_QUERY,
+    WITHOUT_PLACE,
+    Kind,
+    kind_of,
+    published_shapes,
+    readout_of,
+    rows_of,
+)
 from almosaic.errors import AlmosaicError
 
-Kind = Literal["encoder", "pretraining", "classifier"]
-Shapes = dict[str, tuple[int, ...]]
+logger = logging.getLogger(__name__)
 
 MEL_BINS = 128
 HEAD_WIDTH = 64
@@ -23,36 +32,59 @@ ARCHITECTURES: dict[Kind, str] = {
     "pretraining": "AudioMosaicForPreTraining",
     "classifier": "AudioMosaicForAudioClassification",
 }
+SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 PROBLEM_TYPES = {
-    "audioset": "multi_label_classification",
-    "esc50": "single_label_classification",
-    "speech_commands": "multi_label_classification",
+    "audioset": MULTI,
+    "esc50": SINGLE,
+    "speech_commands": MULTI,
+    "envsdd": SINGLE,
+    "ltu": MULTI,
 }
+# What wraps a model in training or inside the audio-language model; at the start of a key or within it.
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module)\.")
+_LTU_ENCODER = "base_model.model.model.audio_encoder."
+_AASIST = ("LL.weight", "pos_S", "master1", "first_bn.weight")
+_OUR_PREFIXES = re.compile(r"^(?:encoder|objective|readout)\.")
+_LEARNED_SCALE, _OUR_SCALE = "logit_scale", "objective.loss.log_scale"  # theirs has no axis, ours one
 
 
 def from_released(
-    state_dict: Mapping[str, Tensor], preset: str = "audioset", *, num_attention_heads: int | None = None
+    state_dict: Mapping[str, Tensor],
+    preset: str = "audioset",
+    *,
+    num_attention_heads: int | None = None,
+    readout_layer: int | None = None,
 ) -> tuple[AudioMosaicConfig, dict[str, Tensor]]:
     """A published state dict to a config and the state dict of the model named in `config.architectures`.
 
     Args:
-        state_dict: encoder, pretraining or classifier; prefixes `module.` and `_orig_mod.` are removed.
-        preset: data set of the release (audioset, esc50, speech_commands): what kind of labels it has.
+        state_dict: an encoder, a pretraining model, a classifier (any classes, any T), a weighted-sum or
+            attentive probe, or the trained tensors of an audio-language model, whose encoder is taken;
+            prefixes `module.` and `_orig_mod.` are removed wherever they stand.
+        preset: data set of the release (audioset, esc50, speech_commands, envsdd, ltu): what kind of labels.
         num_attention_heads: no tensor tells it; heads of 64 channels, as published, when None.
+        readout_layer: the 0-based block that a probe of one layer reads; no tensor tells it either.
 
     Raises:
-        AlmosaicError: keys or shapes that do not fit, all of them in one line.
+        AlmosaicError: keys or shapes that do not fit, all of them in one line; an AASIST checkpoint.
     """
     if preset not in PROBLEM_TYPES:
         raise AlmosaicError(
             f"expected a release preset ({', '.join(PROBLEM_TYPES)}), found {preset!r}: "
             "name the data set of the release"
         )
-    released = {re.sub(r"^(?:module\.|_orig_mod\.)+", "", key): value for key, value in state_dict.items()}
-    kind = _kind_of(released)
-    config = _config_of(released, kind, preset, num_attention_heads)
+    released = _without_wrappers(state_dict)
+    kind = kind_of(released)
+    config = _config_of(released, kind, num_attention_heads)
+    _set_heads(config, released, kind, preset, readout_layer)
+    if left_out := [key for key in released if kind == "pretraining" and key in WITHOUT_PLACE]:
+        logger.info("left out %s: no part of our pretraining model uses it", ", ".join(left_out))
+        released = {key: value for key, value in released.items() if key not in left_out}
     _check(released, kind, config)
-    return config, {_our_key(key, kind): value for key, value in released.items()}
+    ours = {_our_key(key, kind): value for key, value in released.items()}
+    if _OUR_SCALE in ours:
+        ours[_OUR_SCALE] = ours[_OUR_SCALE].reshape(1)
+    return config, ours
 
 
 def to_released(config: AudioMosaicConfig, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -61,29 +93,60 @@ def to_released(config: AudioMosaicConfig, state_dict: Mapping[str, Tensor]) -> 
     Raises:
         AlmosaicError: keys or shapes that the published format does not have.
     """
-    released = {re.sub(r"^(?:encoder|objective)\.", "", key): value for key, value in state_dict.items()}
-    _check(released, _kind_of(released), config)
+    released = {_OUR_PREFIXES.sub("", key): value for key, value in state_dict.items() if key != _OUR_SCALE}
+    if _OUR_SCALE in state_dict:
+        released[_LEARNED_SCALE] = state_dict[_OUR_SCALE].squeeze()
+    _check(released, kind_of(released), config)
     return released
 
 
-def _kind_of(released: Mapping[str, Tensor]) -> Kind:
-    if "projector.0.weight" in released:
-        return "pretraining"
-    return "classifier" if "head.weight" in released else "encoder"
+def _without_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Plain published keys; AlmosaicError for what is no such checkpoint although it looks like one."""
+    released: dict[str, Tensor] = {}
+    for key, value in state_dict.items():
+        plain = _WRAPPERS.sub("", key)
+        if plain in released:
+            raise AlmosaicError(
+                f"expected every tensor once, found {plain} with and without a prefix such as module.: "
+                "check how the file was written"
+            )
+        released[plain] = value
+    if aasist := [key for key in _AASIST if key in released]:
+        raise AlmosaicError(
+            f"expected an encoder, a pretraining model or a classifier, found an AASIST checkpoint "
+            f"({aasist[0]}): its back end is not supported, convert the linear release of EnvSDD"
+        )
+    if "encoder.pos_embed" in released:
+        raise AlmosaicError(
+            "expected a published checkpoint, found the key encoder.pos_embed of our own format: "
+            "use the model folder as it is"
+        )
+    encoder = {
+        key.removeprefix(_LTU_ENCODER): released[key] for key in released if key.startswith(_LTU_ENCODER)
+    }
+    if encoder and (others := len(released) - len(encoder)):
+        logger.info("left out %d tensors of the audio-language model: only its encoder is converted", others)
+    return encoder or released
 
 
 def _our_key(key: str, kind: Kind) -> str:
+    """The name in our model: encoder tensors in `encoder`, heads in `objective` or `readout`."""
     if kind == "encoder":
         return key
-    if key.startswith(("fc_norm.", "projector.")):
-        return f"objective.{key}" if kind == "pretraining" else key
-    return key if key.startswith("head.") else f"encoder.{key}"
+    if key == _LEARNED_SCALE:
+        return _OUR_SCALE
+    if kind == "pretraining":
+        return f"objective.{key}" if key.startswith(("fc_norm.", "projector.")) else f"encoder.{key}"
+    if key.startswith(("fc_norm.", "head.")):
+        return key
+    readout = key.startswith(("layer_weights", "attn_", "layer_norms."))
+    return f"readout.{key}" if readout else f"encoder.{key}"
 
 
 def _config_of(
-    released: Mapping[str, Tensor], kind: Kind, preset: str, num_attention_heads: int | None
+    released: Mapping[str, Tensor], kind: Kind, num_attention_heads: int | None
 ) -> AudioMosaicConfig:
-    """Shapes from the tensors, the rest as published."""
+    """The encoder's part: shapes from the tensors, the rest as published."""
     needed = {"pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}
     if missing := [key for key, ndim in needed.items() if key not in released or released[key].ndim != ndim]:
         raise AlmosaicError(
@@ -91,39 +154,62 @@ def _config_of(
             f"among {len(released)} keys (first: {', '.join(list(released)[:3])}): check the file"
         )
     (_, rows, width), patch = released["pos_embed"].shape, released["patch_embed.proj.weight"].shape[-1]
-    heads = num_attention_heads or width // HEAD_WIDTH
     if num_attention_heads is None and width % HEAD_WIDTH:
         raise AlmosaicError(
             f"expected a width that is a multiple of {HEAD_WIDTH}, found {width}: give num_attention_heads"
         )
+    blocks = {match[1] for key in released if (match := re.match(r"blocks\.(\d+)\.", key))}
     config = AudioMosaicConfig(
         hidden_size=width,
-        num_hidden_layers=1 + max(int(key.split(".")[1]) for key in released if key.startswith("blocks.")),
-        num_attention_heads=heads,
+        num_hidden_layers=len(blocks),
+        num_attention_heads=num_attention_heads or width // HEAD_WIDTH,
         intermediate_size=released["blocks.0.mlp.fc1.weight"].shape[0],
         patch_size=patch,
-        window_frames=(rows - 1) // max(1, MEL_BINS // patch) * patch,
+        window_frames=(rows - 1) // max(1, MEL_BINS // max(1, patch)) * patch,
         num_mel_bins=MEL_BINS,
         final_norm="layernorm" if "norm.weight" in released else "none",
         position_resize="released",
     )
     config.architectures = [ARCHITECTURES[kind]]
-    if kind == "classifier":
-        config.num_labels = released["head.weight"].shape[0]
-        config.problem_type = PROBLEM_TYPES[preset]
-    if kind == "pretraining":
-        hidden, size = released["projector.0.weight"].shape[0], _rows(released, "projector.3.weight")
-        config.objective = {"name": "contrastive", "projection_hidden": hidden, "projection_size": size}
     return config
 
 
-def _rows(released: Mapping[str, Tensor], key: str) -> int:
-    return released[key].shape[0] if key in released else 0
+def _set_heads(
+    config: AudioMosaicConfig,
+    released: Mapping[str, Tensor],
+    kind: Kind,
+    preset: str,
+    readout_layer: int | None,
+) -> None:
+    """The heads' part of the config: classes and read-out, or the projection."""
+    readout = readout_of(released) if kind == "classifier" else "pooled"
+    if readout_layer is not None and (kind != "classifier" or readout != "pooled"):
+        found = f"{readout} probe" if kind == "classifier" else kind
+        raise AlmosaicError(
+            f"expected a probe of one layer for readout_layer {readout_layer}, found a checkpoint of kind "
+            f"{found}: leave readout_layer out"
+        )
+    if kind == "classifier":
+        config.num_labels = max(rows_of(released, "head.weight"), rows_of(released, "head.bias"), 1)
+        config.problem_type = PROBLEM_TYPES[preset]
+        chosen: dict[str, Any] = {"readout": readout}
+        if readout_layer is not None:
+            chosen = {"readout": "layer", "readout_layer": readout_layer}
+        if readout == "attentive" and released[ATTENTION_QUERY].ndim == 4:
+            chosen["readout_heads"] = released[ATTENTION_QUERY].shape[1]
+        for name, value in chosen.items():
+            setattr(config, name, value)
+        config.check_readout()
+    if kind == "pretraining":
+        hidden, size = rows_of(released, "projector.0.weight"), rows_of(released, "projector.3.weight")
+        config.objective = {"name": "contrastive", "projection_hidden": hidden, "projection_size": size}
+        if _LEARNED_SCALE in released:
+            config.objective["learnable_temperature"] = True
 
 
 def _check(released: Mapping[str, Tensor], kind: Kind, config: AudioMosaicConfig) -> None:
     """One AlmosaicError that lists missing, unexpected and misshapen keys."""
-    expected = _published_shapes(released, kind, config)
+    expected = published_shapes(released, kind, config)
     problems = {
         "missing": [key for key in expected if key not in released],
         "unexpected": [key for key in released if key not in expected],
@@ -143,51 +229,3 @@ def _check(released: Mapping[str, Tensor], kind: Kind, config: AudioMosaicConfig
 
 def _shorten(keys: list[str], limit: int = 12) -> str:
     return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
-
-
-def _published_shapes(released: Mapping[str, Tensor], kind: Kind, config: AudioMosaicConfig) -> Shapes:
-    """Every key of a published checkpoint with its shape."""
-    width, patch = config.hidden_size, config.patch_size
-    shapes: Shapes = {
-        "cls_token": (1, 1, width),
-        "pos_embed": (1, 1 + config.grid.patches, width),
-        "patch_embed.proj.weight": (width, 1, patch, patch),
-        "patch_embed.proj.bias": (width,),
-        **_norm("patch_embed.norm", width),
-        **_norm("norm_pre", width),
-    }
-    for i in range(config.num_hidden_layers):
-        shapes |= _block(f"blocks.{i}", width, int(config.intermediate_size or 0))
-    if config.final_norm == "layernorm":
-        shapes |= _norm("norm", width)
-    if kind == "classifier" or (kind == "pretraining" and config.final_norm == "none"):
-        shapes |= _norm("fc_norm", width)
-    if kind == "classifier":
-        shapes |= {"head.weight": (config.num_labels, width), "head.bias": (config.num_labels,)}
-    if kind == "pretraining":
-        hidden, size = released["projector.0.weight"].shape[0], _rows(released, "projector.3.weight")
-        shapes |= {"projector.0.weight": (hidden, width), "projector.3.weight": (size, hidden)}
-        shapes |= _batch_norm("projector.1", hidden) | _batch_norm("projector.4", size)
-    return shapes
-
-
-def _norm(name: str, width: int) -> Shapes:
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-def _batch_norm(name: str, width: int) -> Shapes:
-    statistics: Shapes = {f"{name}.running_mean": (width,), f"{name}.running_var": (width,)}
-    return _norm(name, width) | statistics | {f"{name}.num_batches_tracked": ()}
-
-
-def _block(name: str, width: int, inner: int) -> Shapes:
-    linears = {
-        "attn.qkv": (3 * width, width),
-        "attn.proj": (width, width),
-        "mlp.fc1": (inner, width),
-        "mlp.fc2": (width, inner),
-    }
-    shapes = _norm(f"{name}.norm1", width) | _norm(f"{name}.norm2", width)
-    for layer, (rows, columns) in linears.items():
-        shapes |= {f"{name}.{layer}.weight": (rows, columns), f"{name}.{layer}.bias": (rows,)}
-    return shapes

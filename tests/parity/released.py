@@ -38,14 +38,24 @@ def meta(name):
     return json.loads((ORACLE / f"{name}.json").read_text())
 
 
+def weights(name, prefix=""):
+    """The tensors of a file, or those below a prefix in it."""
+    stored = load_file(ORACLE / f"{name}.safetensors")
+    return {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
+
+
 def model(name, **config_overrides):
     """The stored weights in our class, through `from_released`, in eval mode."""
-    heads = meta(f"{name}_meta")["config"]["num_heads"]
-    config, weights = from_released(load_file(ORACLE / f"{name}.safetensors"), num_attention_heads=heads)
+    return model_of_weights(weights(name), meta(f"{name}_meta")["config"]["num_heads"], **config_overrides)
+
+
+def model_of_weights(released, heads, readout_layer=None, **config_overrides):
+    """A published state dict in our class, in eval mode."""
+    config, converted = from_released(released, num_attention_heads=heads, readout_layer=readout_layer)
     for key, value in config_overrides.items():
         setattr(config, key, value)
     built = CLASSES[config.architectures[0]](config)
-    built.load_state_dict(weights)
+    built.load_state_dict(converted)
     return built.eval()
 
 
