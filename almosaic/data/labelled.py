@@ -167,7 +167,7 @@ def _validation(data: LabelledData, rows: Rows, train: Rows, key: int) -> Rows:
 
 
 def _held_out(train: Rows, share: float, key: int) -> Rows:
-    """A share of the rows of each label, at least one where there are two; rows count by their rarest label."""
+    """A share of each label's rows, at least one where there are two; rows count by their rarest label."""
     counts = Counter(label for row in train for label in row.labels)
     by_label: dict[str, list[int]] = defaultdict(list)
     for index, row in enumerate(train):

@@ -1,4 +1,4 @@
-"""SpecAugment and the noise of the keyword recipes: changes of one window of log-mel, batched on its device."""
+"""SpecAugment and the noise of the keyword recipes, batched, on windows of log-mel on any device."""
 
 import torch
 from pydantic import Field

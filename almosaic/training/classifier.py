@@ -50,7 +50,8 @@ def front_end_of(settings: "FinetuneSettings", start: Path | None) -> AudioMosai
     """The recipe's front end, else that of the earlier model, else AudioSet's."""
     if settings.front_end is not None or start is None:
         return AudioMosaicFeatureExtractor.from_settings(settings.front_end or FrontEndSettings())
-    return AudioMosaicFeatureExtractor.from_pretrained(start)
+    found: AudioMosaicFeatureExtractor = AudioMosaicFeatureExtractor.from_pretrained(start)
+    return found
 
 
 def build_classifier(
@@ -102,7 +103,7 @@ def _drop_path(settings: "FinetuneSettings", config: AudioMosaicConfig) -> float
 
 
 def _earlier(start: Path) -> Any:
-    """The model in a folder; that of a pretraining stage with its heads, of which the LayerNorm is inherited."""
+    """The model in a folder; that of a pretraining stage with its heads, one of which is inherited."""
     beside = start.parent / "pretraining"
     if start.name == "model" and (beside / "config.json").is_file():
         start = beside

@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor
 from transformers import set_seed
 
 from almosaic.data import draws
@@ -26,11 +24,11 @@ from almosaic.settings import Settings
 from almosaic.training.callbacks import quiet_library
 from almosaic.training.checkpoints import write_json, write_model
 from almosaic.training.classifier import ProbeHead, build_classifier, front_end_of
+from almosaic.training.finetune_trainer import FinetuneTrainer, WeightedOrder
 from almosaic.training.labelled_batches import LabelledBatches
 from almosaic.training.log_mel_pool import LogMelPool, PoolDataset, collate_pool, measure_statistics
 from almosaic.training.optim import OptimSettings
-from almosaic.training.selection import Examiner, Metric, SelectionCallback, kept_best, load_best
-from almosaic.training.trainer import AlmosaicTrainer, EpochOrder
+from almosaic.training.selection import Examiner, Metric, SelectionCallback, load_best
 from almosaic.training.waveform_pool import ClipStarts, WaveformPool, window_seconds
 
 logger = logging.getLogger(__name__)
@@ -39,7 +37,7 @@ SCORES = "scores.json"
 
 
 class WeightedSampling(Settings):
-    """So many clips an epoch, without replacement, rare labels as likely as frequent ones (`Targets.weights`)."""
+    """So many clips an epoch, without replacement; rare labels weigh more, see `Targets.weights`."""
 
     clips_per_epoch: int = Field(ge=1)
 
@@ -57,8 +55,8 @@ class FinetuneSettings(Settings):
         loss: `ce` for one label per clip, `bce` for any number and for mixtures.
         class_weights: label -> weight in the cross-entropy; all others 1.
         metric: what chooses the epoch; None = `map` with `bce`, else `accuracy`.
-        select_on: `validation` = clips kept away from training; `test` = the published protocol, whose figures
-            are those of the best of many looks at the test clips; `last` = no choice.
+        select_on: `validation` = clips kept away from training; `test` = the published protocol, whose
+            figures are the best of many looks at the test clips; `last` = no choice.
         evaluate_from: the first epoch that may be chosen.
         token_mask: shares of patch columns and bands that training leaves out.
         augment: steps applied in this order, those on waveforms before those on log-mels.
@@ -80,7 +78,7 @@ class FinetuneSettings(Settings):
     measure_statistics: bool = False
     probe: ProbeHead | None = None
     loss: Literal["ce", "bce"] = "ce"
-    class_weights: dict[str, float] = {}
+    class_weights: dict[str, float] = Field(default={})
     metric: Metric | None = None
     select_on: Literal["validation", "test", "last"] = "validation"
     evaluate_from: int = Field(default=1, ge=1)
@@ -107,17 +105,17 @@ class FinetuneSettings(Settings):
         if self.cache == "log_mels" and (self.mixup or waveform_steps):
             step = "mixup" if self.mixup else f"the augment step {waveform_steps[0]}"
             raise AlmosaicError(
-                f"cache: log_mels keeps log-mels, but {step} works on waveforms; set cache: waveforms or none, "
-                "or use log-mel steps"
+                f"cache: log_mels keeps log-mels, but {step} works on waveforms; set cache: waveforms or "
+                "none, or use log-mel steps"
             )
         if self.cache != "none" and self.random_crop:
             raise AlmosaicError(
-                f"cache: {self.cache} keeps one crop of a clip, but random_crop draws another in every epoch; "
-                "set cache: none or random_crop: false"
+                f"cache: {self.cache} keeps one crop of a clip, but random_crop draws another in every "
+                "epoch; set cache: none or random_crop: false"
             )
         if self.mixup and self.loss == "ce":
             raise AlmosaicError(
-                "mixup gives a clip the labels of two, but loss: ce takes one; set loss: bce or leave out mixup"
+                "mixup gives a clip the labels of two, but loss: ce takes one; set loss: bce or leave it out"
             )
         if self.class_weights and self.loss == "bce":
             raise AlmosaicError("class_weights weigh the cross-entropy; set loss: ce or leave them out")
@@ -130,50 +128,6 @@ class FinetuneSettings(Settings):
                 f"choose accuracy or {'map' if self.loss == 'bce' else 'eer (two classes)'}"
             )
         return self
-
-
-class WeightedOrder(EpochOrder):
-    """Some of the rows, drawn by weight without replacement, in an order of (seed, stage, epoch) alone."""
-
-    def __init__(self, weights: Any, count: int, seed: int, stage: str) -> None:
-        super().__init__(count, seed, stage)
-        self.weights = weights
-
-    def __iter__(self) -> Any:
-        drawn = draws.generator(*self.key, "weighted", self.epoch)
-        # The smallest of exponential times with these rates are a weighted draw without replacement.
-        first = (drawn.exponential(size=len(self.weights)) / self.weights).argsort()[: self.rows]
-        yield from first[drawn.permutation(self.rows)].tolist()
-
-
-class FinetuneTrainer(AlmosaicTrainer):
-    """Takes the loss of the logits here: class weights are not the model's business."""
-
-    class_weights: Tensor | None = None
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Mean loss of a batch, in float32."""
-        labels = inputs.pop("labels")
-        outputs = model(**inputs)
-        loss = classification_loss(outputs.logits, labels, self.class_weights)
-        self.finite.losses.append(loss.detach())
-        return (loss, outputs) if return_outputs else loss
-
-    def use_order(self, order: EpochOrder) -> None:
-        """Read the rows in another order."""
-        self.order = order
-        self.epochs.listeners = (order, self.train_dataset)
-
-
-def classification_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """Binary cross-entropy for targets [B, C], cross-entropy for classes [B], of logits [B, C]."""
-    with torch.autocast(logits.device.type, enabled=False):
-        if labels.ndim == 2:
-            return F.binary_cross_entropy_with_logits(logits.float(), labels)
-        weights = None if class_weights is None else class_weights.to(logits.device)
-        return F.cross_entropy(logits.float(), labels, weights)
 
 
 @quiet_library()
@@ -223,24 +177,16 @@ def finetune(
     if settings.select_on != "last":
         chosen = rows.validation or [row for part in rows.test.values() for row in part]
         examiner = _examiner(settings, chosen, rows.classes, extractor)
-        trainer.add_callback(
-            SelectionCallback(
-                lambda: examiner.scores(model, settings.loss),
-                trainer.log,
-                model,
-                folder,
-                settings.chooses_by,
-                settings.evaluate_from,
-            )
-        )
+        trainer.add_callback(SelectionCallback(trainer, examiner, settings, folder))
     trainer.run(resume)
-    best = None
-    if settings.select_on != "last":
-        best = kept_best(folder)
-        load_best(model, folder)
+    best = None if settings.select_on == "last" else load_best(model, folder)
     result = _result(settings, model, extractor, rows, best, start, seed, stage)
-    trainer.on_main(lambda: write_json(folder / SCORES, {"classification": result}) or folder)
-    return trainer.on_main(lambda: write_model(folder, model, extractor))
+
+    def write() -> Path:
+        write_json(folder / SCORES, {"classification": result})
+        return write_model(folder, model, extractor)
+
+    return trainer.on_main(write)
 
 
 class _Clips(NamedTuple):
@@ -290,9 +236,8 @@ def _training_clips(
         source = ManifestClips(rows.train, seconds, draws.key(seed, stage, "crop"))
     if settings.cache == "waveforms":
         source = WaveformPool(source, bad, workers)
-    return _Clips(
-        source, bad, LogMelPool.build(source, bad, workers) if settings.cache == "log_mels" else None
-    )
+    log_mels = LogMelPool.build(source, bad, workers) if settings.cache == "log_mels" else None
+    return _Clips(source, bad, log_mels)
 
 
 def _trainer(
@@ -375,11 +320,8 @@ def _result(
         "n_validation": len(rows.validation),
         "seed": seed,
     }
-    return [
-        {
-            "test": name,
-            **about,
-            **_examiner(settings, part, rows.classes, extractor).scores(model, settings.loss),
-        }
-        for name, part in rows.test.items()
-    ]
+    found = []
+    for name, part in rows.test.items():
+        scores = _examiner(settings, part, rows.classes, extractor).scores(model, settings.loss)
+        found.append({"test": name, **about, **scores})
+    return found

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class LabelledBatches:
-    """Augments, mixes, transforms and masks a training batch; every draw is keyed by (seed, stage, epoch, clip).
+    """Augments, mixes, transforms and masks a training batch; draws are keyed by (seed, stage, epoch, clip).
 
     The second clip of a mixture is augmented with draws of its own, keyed by the first.
     """

@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -19,10 +19,15 @@ from almosaic.data.clips import BadClips, ClipSource
 from almosaic.data.collate import WaveformCollator
 from almosaic.data.datasets import PretrainDataset
 from almosaic.data.labelled import Targets
+from almosaic.errors import AlmosaicError
 from almosaic.evaluation import metrics
 from almosaic.features import AudioMosaicFeatureExtractor, log_mel_fbank
 from almosaic.training.checkpoints import whole_folder
 from almosaic.training.labelled_batches import first_window
+from almosaic.training.trainer import AlmosaicTrainer
+
+if TYPE_CHECKING:
+    from almosaic.training.finetune import FinetuneSettings
 
 Metric = Literal["accuracy", "map", "eer"]
 BEST = "best"
@@ -47,17 +52,14 @@ class Examiner:
         self.bad = BadClips(len(source), bad_clip_share)
 
     def scores(self, model: Any, loss: str) -> dict[str, float]:
-        """What `classifier_scores` says; clips that cannot be read are left out and counted as `bad_clips`."""
+        """What `classifier_scores` says of the `clips` that can be read; `bad_clips` are those left out."""
         logits, hot = self.logits(model)
-        return {
-            **classifier_scores(logits, hot, loss),
-            "clips": len(logits),
-            "bad_clips": len(self.bad.reasons),
-        }
+        counts = {"clips": len(logits), "bad_clips": len(self.bad.reasons)}
+        return {**classifier_scores(logits, hot, loss), **counts}
 
     @torch.no_grad()
     def logits(self, model: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits [n, C] and targets [n, C] of every clip that can be read; the model's mode is left as found."""
+        """Logits [n, C] and targets [n, C] of what can be read; the model's mode is left as found."""
         training = model.training
         model.eval()
         loader = DataLoader(
@@ -114,16 +116,9 @@ class SelectionCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(
-        self,
-        score: Callable[[], dict[str, float]],
-        log: Callable[[dict[str, float]], None],
-        model: nn.Module,
-        folder: Path,
-        metric: Metric,
-        first: int,
+        self, trainer: AlmosaicTrainer, examiner: Examiner, settings: "FinetuneSettings", folder: Path
     ) -> None:
-        self.score, self.log, self.model = score, log, model
-        self.folder, self.metric, self.first = folder, metric, first
+        self.trainer, self.examiner, self.settings, self.folder = trainer, examiner, settings, folder
         self.best = kept_best(folder)
 
     def on_step_end(
@@ -131,24 +126,19 @@ class SelectionCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Score at the last step of an epoch, and at the last of all."""
         epoch = state.epoch or 0.0
-        last = state.global_step >= state.max_steps
-        if not last and (abs(epoch - round(epoch)) > 1e-6 or round(epoch) < self.first):
+        ends = abs(epoch - round(epoch)) < 1e-6 and round(epoch) >= self.settings.evaluate_from
+        if not ends and state.global_step < state.max_steps:
             return
-        scores = self.score()
-        self.log({f"validation_{name}": value for name, value in scores.items()})
-        if self.best is None or better(self.metric, scores[self.metric], self.best["score"]):
-            self.best = {
-                "epoch": math.ceil(epoch - 1e-6),
-                "step": state.global_step,
-                "score": scores[self.metric],
-            }
+        model, metric = self.trainer.model, self.settings.chooses_by
+        scores = self.examiner.scores(model, self.settings.loss)
+        self.trainer.log({f"{self.settings.select_on}_{name}": value for name, value in scores.items()})
+        if self.best is None or better(metric, scores[metric], self.best["score"]):
+            number = math.ceil(epoch - 1e-6)
+            self.best = {"epoch": number, "step": state.global_step, "score": scores[metric]}
             with whole_folder(self.folder / BEST, write=args.should_save) as temporary:
                 if args.should_save:
-                    note = {"selection": json.dumps(self.best)}
-                    weights = {
-                        name: t.detach().cpu().contiguous() for name, t in self.model.state_dict().items()
-                    }
-                    save_file(weights, temporary / WEIGHTS, note)
+                    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+                    save_file(weights, temporary / WEIGHTS, {"selection": json.dumps(self.best)})
 
 
 def better(metric: Metric, new: float, old: float) -> bool:
@@ -166,6 +156,14 @@ def kept_best(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def load_best(model: nn.Module, folder: Path) -> None:
-    """Put the kept weights into the model."""
+def load_best(model: nn.Module, folder: Path) -> dict[str, Any]:
+    """Put the kept weights into the model, and return what `kept_best` says.
+
+    Raises:
+        AlmosaicError: there are none.
+    """
+    best = kept_best(folder)
+    if best is None:
+        raise AlmosaicError(f"{folder / BEST} is gone: run the stage again without --resume")
     model.load_state_dict(load_file(folder / BEST / WEIGHTS))
+    return best
