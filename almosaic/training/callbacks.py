@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -223,3 +223,22 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Run it before anything is saved."""
         self.function(state.global_step / state.max_steps)
+
+
+class MeasureCallback(TrainerCallback):  # type: ignore[misc]
+    """Asks an objective for the metrics that cost time only in steps after which a line is logged.
+
+    Args:
+        objective: has a switch `measures`.
+        every: lines come after each multiple of one of these steps, and after the last step.
+    """
+
+    def __init__(self, objective: Any, every: Collection[int]) -> None:
+        self.objective, self.every = objective, every
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The same in all processes, which measure together."""
+        step = state.global_step + 1
+        self.objective.measures = step == state.max_steps or any(step % every == 0 for every in self.every)

@@ -1,6 +1,7 @@
 """Self-supervised pretraining of the encoder: views and masks are made on the training device."""
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -20,10 +21,10 @@ from almosaic.objectives import ObjectiveSettings
 from almosaic.objectives.contrastive import ContrastiveSettings
 from almosaic.objectives.pretraining import AudioMosaicForPreTraining
 from almosaic.settings import Settings
-from almosaic.training.callbacks import quiet_library
+from almosaic.training.callbacks import MeasureCallback, quiet_library
 from almosaic.training.checkpoints import write_model
 from almosaic.training.log_mel_pool import LogMelPool, PoolDataset, collate_pool, measure_statistics
-from almosaic.training.monitor import Judge, MonitorCallback, MonitorSettings
+from almosaic.training.monitor import Judge, MonitorCallback, MonitorSettings, Scores
 from almosaic.training.optim import OptimSettings
 from almosaic.training.trainer import AlmosaicTrainer
 from almosaic.training.views import ViewMaker
@@ -153,16 +154,23 @@ def pretrain(
         drop_last=True,
         blocks=None if pool is not None else blocks,
     )
-    if settings.monitor is not None and judge is not None:
+    _watch(trainer, settings, None if judge is None else partial(judge, model.encoder, extractor))
+    trainer.run(resume)
+    return trainer.on_main(lambda: _write(folder, model, extractor))
+
+
+def _watch(trainer: AlmosaicTrainer, settings: PretrainSettings, look: Callable[[], Scores] | None) -> None:
+    """Have costly metrics measured, and the encoder judged, for the lines that are logged."""
+    lines = {settings.optim.log_steps, settings.optim.save_steps}
+    if settings.monitor is not None and look is not None:
         if trainer.is_fsdp_enabled:
             raise AlmosaicError(
                 "monitor: one process cannot judge a model that is sharded over all (trainer.fsdp); "
                 "set monitor: null"
             )
-        look = partial(judge, model.encoder, extractor)
+        lines.add(settings.monitor.steps)
         trainer.add_callback(MonitorCallback(look, settings.monitor.steps, trainer.report))
-    trainer.run(resume)
-    return trainer.on_main(lambda: _write(folder, model, extractor))
+    trainer.add_callback(MeasureCallback(trainer.model.objective, lines))
 
 
 def _write(folder: Path, model: AudioMosaicForPreTraining, extractor: AudioMosaicFeatureExtractor) -> Path:
