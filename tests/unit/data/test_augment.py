@@ -15,14 +15,25 @@ from almosaic.data.augment import (
     LogGain,
     LogNoise,
     LogRoll,
+    PitchShift,
     Polarity,
     RollGain,
+    TimeStretch,
     augment_log_mel,
     augment_waveforms,
 )
 from almosaic.features import LOG_FLOOR, log_mel_fbank
 
-EVERY_WAVEFORM_STEP = [RollGain(), Polarity(), GaussianSnr(), Gain(), HighPass(), BandStop()]
+EVERY_WAVEFORM_STEP = [
+    RollGain(),
+    Polarity(),
+    TimeStretch(),
+    GaussianSnr(),
+    Gain(),
+    HighPass(),
+    BandStop(),
+    PitchShift(),
+]
 EVERY_LOG_MEL_STEP = [LogGain(), LogNoise(), LogRoll()]
 
 
@@ -268,7 +279,7 @@ def test_settings_are_a_closed_union():
 
 
 def test_the_released_ranges_are_the_defaults():
-    assert [step.p for step in EVERY_WAVEFORM_STEP] == [1.0, 0.5, 0.5, 0.3, 0.3, 0.5]
+    assert [step.p for step in EVERY_WAVEFORM_STEP] == [1.0, 0.5, 0.7, 0.5, 0.3, 0.3, 0.5, 0.6]
     assert GaussianSnr().snr_db == (5, 40) and Gain().gain_db == (-12, 12)
     assert HighPass().cutoff_hertz == (20, 2400) and HighPass().rolloff_db == (12, 18, 24)
     assert BandStop().centre_hertz == (200, 4000) and BandStop().bandwidth_fraction == (0.5, 1.99)
