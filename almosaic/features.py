@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -30,33 +30,52 @@ _CPU_CHUNK_SAMPLES = 200_000
 _DEVICE_CHUNK_SAMPLES = 20_000_000
 
 
+LongClips = Literal["windows", "first", "centre"]
+
+
 class FrontEndPreset(NamedTuple):
-    """Window length in frames and log-mel statistics of one corpus, as released with AudioMosaic."""
+    """Window length in frames and log-mel statistics of one corpus, as AudioMosaic was trained on it."""
 
     window_frames: int
     mean: float
     std: float
+    std_factor: float = 2.0
+    min_samples: int = 0
+    max_samples: int | None = None
 
 
+# `ltu`: the encoder inside the audio-language model was fed with other statistics and without factor 2.
+# `envsdd`: its training cut clips to 64,600 samples (4 s); the published evaluation did not, which is
+# `max_samples: null`.
 FRONT_END_PRESETS = {
     "audioset": FrontEndPreset(1024, -4.2677393, 4.5689974),
     "esc50": FrontEndPreset(512, -6.6268077, 5.358466),
     "speech_commands": FrontEndPreset(128, -6.845978, 5.5654526),
+    "envsdd": FrontEndPreset(1024, -4.2677393, 4.5689974, max_samples=64_600),
+    "ltu": FrontEndPreset(1024, -5.081, 4.4849, std_factor=1.0, min_samples=16_000),
 }
 
 
 class FrontEndSettings(Settings):
-    """Front end of a run; None takes the preset's value.
+    """Front end of a run; a key that is not given takes the preset's value.
 
     `std_factor` 2.0 is what AudioMosaic trains with, (x - mean) / (2 std); the preprocessing shipped beside
     the released weights divides by std alone, which `std_factor: 1.0` reproduces.
+
+    Clips of any length: `long_clips` says what becomes of a clip that is longer than a window, `windows` (all
+    of it, window by window), `first` (the first window, as the released code) or `centre` (the middle one).
+    A clip shorter than a window is padded at its end with zeros in the log-mel domain. Before that,
+    `min_samples` pads short waveforms with zeros and `max_samples` cuts long ones, both at 16 kHz.
     """
 
-    preset: Literal["audioset", "esc50", "speech_commands"] = "audioset"
+    preset: Literal["audioset", "esc50", "speech_commands", "envsdd", "ltu"] = "audioset"
     window_frames: int | None = Field(default=None, gt=0)
     mean: float | None = None
     std: float | None = Field(default=None, gt=0)
-    std_factor: float = Field(default=2.0, gt=0)
+    std_factor: float | None = Field(default=None, gt=0)
+    long_clips: LongClips = "windows"
+    min_samples: int | None = Field(default=None, ge=0)
+    max_samples: int | None = Field(default=None, ge=FRAME_SAMPLES)
 
 
 def frames_of(samples: int) -> int:
@@ -168,7 +187,8 @@ class AudioMosaicFeatureExtractor(SequenceFeatureExtractor):  # type: ignore[mis
     """Cut log-mel spectrograms into windows of `window_frames` frames and normalise them.
 
     The log-mel is computed once per clip and cut every `window_frames` frames; only the last window of a
-    clip is padded, with 0.0 before normalisation, as AudioMosaic was trained. Nothing is thrown away.
+    clip is padded, with 0.0 before normalisation, as AudioMosaic was trained. Nothing is thrown away unless
+    `long_clips` or `max_samples` ask for it; `FrontEndSettings` explains them.
     """
 
     model_input_names = ["input_features", "input_features_mask"]  # noqa: RUF012 (the library's own convention)
@@ -181,17 +201,11 @@ class AudioMosaicFeatureExtractor(SequenceFeatureExtractor):  # type: ignore[mis
         std: float = FRONT_END_PRESETS["audioset"].std,
         std_factor: float = 2.0,
         sampling_rate: int = SAMPLING_RATE,
+        long_clips: LongClips = "windows",
+        min_samples: int = 0,
+        max_samples: int | None = None,
         **kwargs: Any,
     ) -> None:
-        if sampling_rate != SAMPLING_RATE:
-            raise AlmosaicError(
-                f"the front end works at {SAMPLING_RATE} Hz, found sampling_rate={sampling_rate}"
-            )
-        if window_frames <= 0 or std <= 0 or std_factor <= 0:
-            raise AlmosaicError(
-                "expected window_frames, std and std_factor above zero, "
-                f"found {window_frames}, {std} and {std_factor}"
-            )
         kwargs = {"feature_size": num_mel_bins, "padding_value": 0.0} | kwargs  # a saved file brings its own
         super().__init__(sampling_rate=sampling_rate, **kwargs)
         self.num_mel_bins = num_mel_bins
@@ -199,17 +213,42 @@ class AudioMosaicFeatureExtractor(SequenceFeatureExtractor):  # type: ignore[mis
         self.mean = mean
         self.std = std
         self.std_factor = std_factor
+        self.long_clips = long_clips
+        self.min_samples = min_samples
+        self.max_samples = max_samples
+        self._check()
+
+    def _check(self) -> None:
+        """AlmosaicError for values that no front end can have."""
+        if self.sampling_rate != SAMPLING_RATE:
+            raise AlmosaicError(
+                f"the front end works at {SAMPLING_RATE} Hz, found sampling_rate={self.sampling_rate}"
+            )
+        if self.window_frames <= 0 or self.std <= 0 or self.std_factor <= 0:
+            raise AlmosaicError(
+                "expected window_frames, std and std_factor above zero, "
+                f"found {self.window_frames}, {self.std} and {self.std_factor}"
+            )
+        if self.long_clips not in get_args(LongClips):
+            raise AlmosaicError(
+                f"expected long_clips to be one of {', '.join(get_args(LongClips))}, "
+                f"found {self.long_clips!r}: correct the front end's config"
+            )
+        most = self.max_samples
+        if self.min_samples < 0 or (most is not None and most < max(FRAME_SAMPLES, self.min_samples)):
+            raise AlmosaicError(
+                f"expected min_samples of 0 or more and max_samples of {FRAME_SAMPLES} or more and not below "
+                f"it, found {self.min_samples} and {most}: correct the front end's config"
+            )
 
     @classmethod
     def from_settings(cls, settings: FrontEndSettings) -> "AudioMosaicFeatureExtractor":
         """Build the extractor of a recipe's `front_end`."""
-        preset = FRONT_END_PRESETS[settings.preset]
-        return cls(
-            window_frames=preset.window_frames if settings.window_frames is None else settings.window_frames,
-            mean=preset.mean if settings.mean is None else settings.mean,
-            std=preset.std if settings.std is None else settings.std,
-            std_factor=settings.std_factor,
-        )
+        preset = FRONT_END_PRESETS[settings.preset]._asdict()
+        given = settings.model_dump(include=settings.model_fields_set & preset.keys())
+        # None stands for the preset's value, but where None itself is a choice: clips are not cut then.
+        chosen = {key: value for key, value in given.items() if value is not None or key == "max_samples"}
+        return cls(**(preset | chosen), long_clips=settings.long_clips)
 
     def __call__(
         self,
@@ -244,7 +283,7 @@ class AudioMosaicFeatureExtractor(SequenceFeatureExtractor):  # type: ignore[mis
 
     def windows(self, frames: int) -> int:
         """Return the windows of a clip of `frames` frames."""
-        return -(-frames // self.window_frames)
+        return -(-frames // self.window_frames) if self.long_clips == "windows" else 1
 
     def cut(self, log_mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cut and normalise log-mel [B, T', F] with `frames` [B] real frames per clip.
@@ -252,6 +291,8 @@ class AudioMosaicFeatureExtractor(SequenceFeatureExtractor):  # type: ignore[mis
         Returns:
             features [sum W, T, F], mask [sum W, T] (True on real frames), windows [B] of each clip, in order.
         """
+        if self.long_clips != "windows":
+            log_mel, frames = self._crop(log_mel, frames)
         batch, longest, bins = log_mel.shape
         most = self.windows(longest)
         real = torch.arange(most * self.window_frames, device=log_mel.device) < frames[:, None]
@@ -263,9 +304,31 @@ class AudioMosaicFeatureExtractor(SequenceFeatureExtractor):  # type: ignore[mis
         features = normalised.view(batch, most, self.window_frames, bins)[used]
         return features, real.view(batch, most, self.window_frames)[used], audio_windows
 
+    def _crop(self, log_mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep one window of each clip: its first, or its middle one."""
+        size = min(self.window_frames, log_mel.shape[1])
+        start = (frames - size).clamp_min(0) // 2 if self.long_clips == "centre" else frames.new_zeros(1)
+        rows = start.expand(len(frames))[:, None] + torch.arange(size, device=log_mel.device)
+        kept = log_mel.gather(1, rows[..., None].expand(-1, -1, log_mel.shape[2]))
+        return kept, frames.clamp_max(size)
+
     def featurize(self, waveforms: Tensor, lengths: Tensor | Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Return what `cut` returns, from waveforms [B, S] with `lengths` [B] samples, on their device."""
+        waveforms, lengths = self._of_allowed_length(waveforms, lengths)
         return self.cut(*log_mel_fbank(waveforms, lengths, num_mel_bins=self.num_mel_bins))
+
+    def _of_allowed_length(self, waveforms: Tensor, lengths: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Pad and cut clips as `min_samples` and `max_samples` say."""
+        lengths = torch.as_tensor(lengths, device=waveforms.device)
+        if waveforms.shape[1] < self.min_samples:
+            waveforms = functional.pad(waveforms, (0, self.min_samples - waveforms.shape[1]))
+        if bool((lengths < self.min_samples).any()):
+            # What a batch holds behind a clip is not the clip: silence takes its place.
+            own = torch.arange(waveforms.shape[1], device=waveforms.device) < lengths[:, None]
+            waveforms, lengths = torch.where(own, waveforms, 0.0), lengths.clamp_min(self.min_samples)
+        if self.max_samples is not None:
+            waveforms, lengths = waveforms[:, : self.max_samples], lengths.clamp_max(self.max_samples)
+        return waveforms, lengths
 
 
 def _pad_clips(waveforms: Any) -> tuple[Tensor, Tensor]:

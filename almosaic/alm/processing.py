@@ -139,6 +139,12 @@ class AlmosaicProcessor(ProcessorMixin):  # type: ignore[misc]
         queries: int = 32,
         max_audio_seconds: float = MAX_SECONDS,
     ) -> None:
+        if feature_extractor.long_clips != "windows" or feature_extractor.max_samples is not None:
+            raise AlmosaicError(
+                "expected a front end that keeps whole clips (long_clips windows, max_samples None), found "
+                f"{feature_extractor.long_clips} and {feature_extractor.max_samples}: an audio-language "
+                "model hears every window"
+            )
         self.audio_token = AUDIO_TOKEN
         self.audio_token_id = add_audio_token(tokenizer)
         self.queries = queries

@@ -224,4 +224,71 @@ def test_presets_are_the_released_constants():
         "audioset": 1024,
         "esc50": 512,
         "speech_commands": 128,
+        "envsdd": 1024,
+        "ltu": 1024,
     }
+    ltu = AudioMosaicFeatureExtractor.from_settings(FrontEndSettings(preset="ltu"))
+    assert (ltu.mean, ltu.std, ltu.std_factor, ltu.min_samples) == (-5.081, 4.4849, 1.0, 16_000)
+    envsdd = AudioMosaicFeatureExtractor.from_settings(FrontEndSettings(preset="envsdd"))
+    assert (envsdd.max_samples, envsdd.std_factor) == (64_600, 2.0)
+
+
+@pytest.mark.parametrize(("policy", "start"), [("windows", 0), ("first", 0), ("centre", 86)])
+def test_long_clips(policy, start):
+    """298, 100 and 128 frames in windows of 126: all of a clip, or its first, or its middle window."""
+    waveforms = [clip(298 * 160 + 240), clip(100 * 160 + 240, 1), clip(128 * 160 + 240, 2)]
+    extractor = AudioMosaicFeatureExtractor(window_frames=126, long_clips=policy)
+    found = extractor(waveforms)
+    features, mask = found["input_features"], found["input_features_mask"]
+    windows = [3, 1, 2] if policy == "windows" else [1, 1, 1]
+    assert found["audio_windows"].tolist() == windows == [extractor.windows(n) for n in (298, 100, 128)]
+    log_mel, _ = log_mel_fbank(waveforms[0][None])
+    expected = (log_mel[0, start : start + 126] - extractor.mean) / (2 * extractor.std)
+    torch.testing.assert_close(features[0], expected, atol=1e-4, rtol=0)
+    short = features[windows[0]]
+    assert mask[windows[0]].sum() == 100 and torch.equal(short[100:], short[125:].expand(26, -1))
+    if policy == "centre":
+        log_mel, _ = log_mel_fbank(waveforms[2][None])
+        expected = (log_mel[0, 1:127] - extractor.mean) / (2 * extractor.std)
+        torch.testing.assert_close(features[2], expected, atol=1e-4, rtol=0)
+    alone = torch.cat([extractor(waveform)["input_features"] for waveform in waveforms])
+    torch.testing.assert_close(features, alone, atol=1e-4, rtol=0)
+
+
+def test_short_clips_are_padded_before_their_mean_is_taken_out():
+    settings = FrontEndSettings(min_samples=16_000, window_frames=128)
+    extractor = AudioMosaicFeatureExtractor.from_settings(settings)
+    waveforms = [clip(300) + 0.2, clip(9600, 1) + 0.2, clip(20_000, 2)]
+    found = extractor(waveforms)
+    assert found["input_features_mask"].sum(1).tolist() == [98, 98, 123]
+    padded = torch.nn.functional.pad(waveforms[1], (0, 6400))
+    plain = AudioMosaicFeatureExtractor(window_frames=128)
+    expected = plain(padded)["input_features"]
+    torch.testing.assert_close(found["input_features"][1:2], expected, atol=1e-4, rtol=0)
+    noisy = torch.nn.functional.pad(waveforms[1], (0, 3000), value=0.5)[None]
+    features, _, _ = extractor.featurize(noisy, [9600])
+    torch.testing.assert_close(features, expected, atol=1e-4, rtol=0)
+    with pytest.raises(AudioError, match="300"):
+        plain(waveforms[0])
+
+
+def test_waveforms_are_cut_where_asked():
+    extractor = AudioMosaicFeatureExtractor.from_settings(FrontEndSettings(preset="envsdd"))
+    long, short = clip(100_000) + 0.1, clip(20_000, 1)
+    found = extractor([long, short])
+    assert found["input_features_mask"].sum(1).tolist() == [402, 123]
+    expected = AudioMosaicFeatureExtractor()(long[:64_600])["input_features"]
+    torch.testing.assert_close(found["input_features"][:1], expected, atol=1e-4, rtol=0)
+    whole = FrontEndSettings(preset="envsdd", max_samples=None)
+    found = AudioMosaicFeatureExtractor.from_settings(whole)(long)
+    assert found["input_features_mask"].sum().item() == 623
+
+
+def test_policies_are_saved_with_the_front_end(tmp_path):
+    settings = FrontEndSettings(long_clips="centre", min_samples=800, max_samples=32_000)
+    AudioMosaicFeatureExtractor.from_settings(settings).save_pretrained(tmp_path)
+    loaded = AudioMosaicFeatureExtractor.from_pretrained(tmp_path)
+    assert (loaded.long_clips, loaded.min_samples, loaded.max_samples) == ("centre", 800, 32_000)
+    for wrong in ({"long_clips": "middle"}, {"min_samples": -1}, {"min_samples": 900, "max_samples": 800}):
+        with pytest.raises(AlmosaicError, match="correct the front end's config"):
+            AudioMosaicFeatureExtractor(**wrong)
