@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from almosaic.data.sources import FolderData, ManifestData, ShardsData
 from almosaic.errors import AlmosaicError
 from almosaic.evaluation.captioning import CaptioningSettings
 from almosaic.evaluation.probe import ProbeSettings
@@ -37,16 +38,9 @@ class SoundsData(Settings):
     name: Literal["sounds"] = "sounds"
 
 
-class ManifestData(Settings):
-    """Pretraining clips: rows of a manifest; `splits` and `folds` choose rows, empty = all."""
-
-    name: Literal["manifest"] = "manifest"
-    manifest: Path
-    splits: tuple[str, ...] = ()
-    folds: tuple[str, ...] = ()
-
-
-PretrainData = Annotated[ScenesData | SoundsData | ManifestData, Field(discriminator="name")]
+PretrainData = Annotated[
+    ScenesData | SoundsData | FolderData | ManifestData | ShardsData, Field(discriminator="name")
+]
 
 
 class Head(Settings):

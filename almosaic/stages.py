@@ -9,16 +9,16 @@ from almosaic.curriculum import (
     EvalStage,
     FinetuneStage,
     LanguageModelStage,
-    ManifestData,
     NamedLanguageModel,
     PretrainStage,
     ScenesData,
+    SoundsData,
     Stage,
 )
 from almosaic.data import draws
-from almosaic.data.clips import ClipSource, JoinedClips, ManifestClips, SceneClips
-from almosaic.data.manifest import read_manifest
+from almosaic.data.clips import ClipSource, JoinedClips, SceneClips
 from almosaic.data.scene_chat import SceneChatSettings, training_pool
+from almosaic.data.sources import open_clips
 from almosaic.eval_stage import Evaluation
 from almosaic.loading import model_folder
 from almosaic.run_folder import RunFolder
@@ -130,11 +130,8 @@ def pretraining_clips(run: RunFolder, stage: PretrainStage, sounds: Sounds) -> C
         if isinstance(data, ScenesData):
             pool = training_pool(sounds("train"), recipe.scenes, data.scenes, recipe.seed)
             sources.append(SceneClips(pool, sounds("train")))
-        elif isinstance(data, ManifestData):
-            rows = read_manifest(data.manifest)
-            rows = [row for row in rows if not data.splits or row.split in data.splits]
-            rows = [row for row in rows if not data.folds or row.fold in data.folds]
-            sources.append(ManifestClips(rows, stage.crop_seconds, seed))
-        else:
+        elif isinstance(data, SoundsData):
             sources.append(SoundClips(sounds("train"), stage.crop_seconds, seed))
+        else:
+            sources.append(open_clips(data, stage.crop_seconds, seed))
     return sources[0] if len(sources) == 1 else JoinedClips(sources)

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from almosaic.audio import SAMPLING_RATE, audio_duration, load_audio
+from almosaic.audio import SAMPLING_RATE, AudioSource, audio_duration, load_audio
 from almosaic.data import draws
 from almosaic.data.manifest import ManifestRow
 from almosaic.errors import AlmosaicError, AudioError
@@ -27,7 +27,10 @@ NEIGHBOURS = 64  # how many clips are drawn to fill up one short clip
 
 
 class ClipSource(Protocol):
-    """A numbered set of clips that does not change while a stage runs."""
+    """A numbered set of clips that does not change while a stage runs.
+
+    One whose clips are better read together also has `blocks`: how many lie side by side, in order.
+    """
 
     def __len__(self) -> int: ...
 
@@ -40,15 +43,40 @@ class ClipSource(Protocol):
         ...
 
 
-class FileClips:
-    """Audio files (or `data:` URIs); long ones give a random crop that depends on (seed, epoch, clip) alone.
+class StoredClips:
+    """Clips kept as files; long ones give a random crop that depends on (seed, epoch, clip) alone.
 
     Args:
-        paths: the files.
         crop_seconds: length of the crop, None = whole clips.
         seed: of the crop's position.
         seconds: lengths where they are known; others are read from the files' headers.
     """
+
+    def __init__(
+        self, crop_seconds: float | None = None, seed: int = 0, seconds: Mapping[int, float] | None = None
+    ) -> None:
+        self.crop_seconds = crop_seconds
+        self.seed = seed
+        self._seconds = dict(seconds or {})
+
+    def stored(self, index: int) -> AudioSource:
+        """What `load_audio` reads for a clip."""
+        raise NotImplementedError
+
+    def waveform(self, index: int, epoch: int) -> NDArray[np.float32]:
+        """The clip or its crop; only the crop is decoded."""
+        source = self.stored(index)
+        if self.crop_seconds is None:
+            return load_audio(source)
+        if index not in self._seconds:
+            self._seconds[index] = audio_duration(source)
+        spare = max(0.0, self._seconds[index] - self.crop_seconds)
+        share = draws.uniforms((self.seed, "crop", epoch), [index], 1)[0, 0]
+        return load_audio(source, start_seconds=float(share) * spare, duration_seconds=self.crop_seconds)
+
+
+class FileClips(StoredClips):
+    """Audio files (or `data:` URIs), cropped as `StoredClips` are."""
 
     def __init__(
         self,
@@ -57,24 +85,15 @@ class FileClips:
         seed: int = 0,
         seconds: Mapping[int, float] | None = None,
     ) -> None:
+        super().__init__(crop_seconds, seed, seconds)
         self.paths = list(paths)
-        self.crop_seconds = crop_seconds
-        self.seed = seed
-        self._seconds = dict(seconds or {})
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def waveform(self, index: int, epoch: int) -> NDArray[np.float32]:
-        """The clip or its crop; only the crop is decoded."""
-        path = self.paths[index]
-        if self.crop_seconds is None:
-            return load_audio(path)
-        if index not in self._seconds:
-            self._seconds[index] = audio_duration(path)
-        spare = max(0.0, self._seconds[index] - self.crop_seconds)
-        share = draws.uniforms((self.seed, "crop", epoch), [index], 1)[0, 0]
-        return load_audio(path, start_seconds=float(share) * spare, duration_seconds=self.crop_seconds)
+    def stored(self, index: int) -> AudioSource:
+        """The path."""
+        return self.paths[index]
 
     def fingerprint(self) -> str:
         """Hash of every path, size and modification time, and of the crop."""
@@ -123,6 +142,7 @@ class JoinedClips:
     def __init__(self, sources: Sequence[ClipSource]) -> None:
         self.sources = list(sources)
         self.ends = list(accumulate(len(source) for source in self.sources))
+        self.blocks = _joined_blocks(self.sources)
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
@@ -141,10 +161,25 @@ class JoinedClips:
         return hashlib.sha256("".join(source.fingerprint() for source in self.sources).encode()).hexdigest()
 
 
+def _joined_blocks(sources: Sequence[ClipSource]) -> list[int] | None:
+    """Blocks of all sources, None where none has any; others are cut into blocks of the usual size."""
+    found = [getattr(source, "blocks", None) for source in sources]
+    known = [size for blocks in found for size in blocks or ()]
+    if not known:
+        return None
+    usual = max(1, round(sum(known) / len(known)))
+    joined: list[int] = []
+    for source, blocks in zip(sources, found, strict=True):
+        whole, rest = divmod(len(source), usual)
+        joined += blocks or [usual] * whole + [rest] * (rest > 0)
+    return joined
+
+
 class JoinedShortClips:
     """Clips of `min_seconds` or more: behind a shorter one come others, drawn by (seed, epoch, clip) alone.
 
     A window of a tenth of a second of sound and five of padding teaches an encoder what padding looks like.
+    Where the source has blocks, the others come from the clip's own: they are at hand.
 
     Args:
         source: the clips.
@@ -158,6 +193,8 @@ class JoinedShortClips:
         self.min_samples = round(min_seconds * SAMPLING_RATE)
         self.max_samples = round(max_seconds * SAMPLING_RATE)
         self.seed = seed
+        self.blocks: list[int] = getattr(source, "blocks", None) or [len(source)]
+        self.block_ends = list(accumulate(self.blocks))
 
     def __len__(self) -> int:
         return len(self.source)
@@ -167,8 +204,11 @@ class JoinedShortClips:
         parts = [self.source.waveform(index, epoch)]
         if len(parts[0]) >= self.min_samples:
             return parts[0]
-        steps = draws.generator(self.seed, "join", epoch, index).integers(1, max(2, len(self)), NEIGHBOURS)
-        others = (index + steps) % len(self)
+        block = bisect_right(self.block_ends, index)
+        clips = self.blocks[block]
+        first = self.block_ends[block] - clips
+        steps = draws.generator(self.seed, "join", epoch, index).integers(1, max(2, clips), NEIGHBOURS)
+        others = first + (index - first + steps) % clips
         length = len(parts[0])
         for other in chain(others.tolist(), repeat(index)):  # the clip itself again where others do not do
             if length >= self.min_samples:
@@ -215,7 +255,7 @@ class BadClips:
             raise AlmosaicError(
                 f"{len(self.reasons)} of {self.clips} clips cannot be used, more than the allowed share of "
                 f"{self.limit_share:g}; the last: {next(reversed(self.reasons.values()))}; "
-                "mend or remove them (`almosaic check MANIFEST` lists all)"
+                "mend or remove them (`almosaic check DATA` lists all)"
             )
 
 
