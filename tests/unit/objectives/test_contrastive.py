@@ -12,6 +12,7 @@ from almosaic.errors import AlmosaicError
 from almosaic.masking import PatchMask, random_mask, time_mask
 from almosaic.objectives import build_objective, objective_settings
 from almosaic.objectives.contrastive import ContrastiveObjective, ContrastiveSettings, NTXent
+from almosaic.objectives.monitors import representation_metrics
 
 
 def slow_ntxent(z, temperature):
@@ -76,6 +77,32 @@ def test_alignment_and_uniformity():
     assert not any(value.requires_grad for value in metrics.values())
 
 
+def test_a_learned_temperature():
+    z = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0))
+    learned = NTXent(learnable=True)
+    loss, metrics = learned(z)
+    torch.testing.assert_close(loss, NTXent(0.07)(z)[0])
+    assert metrics["temperature"].item() == pytest.approx(0.07) and not metrics["temperature"].requires_grad
+    loss.backward()
+    with torch.no_grad():
+        start = learned.log_scale.item()
+        sides = []
+        for s in (start + 1e-2, start - 1e-2):
+            learned.log_scale.fill_(s)
+            sides.append(learned(z)[0].item())
+    assert learned.log_scale.grad.item() == pytest.approx((sides[0] - sides[1]) / 2e-2, rel=1e-2)
+
+
+@pytest.mark.parametrize("log_scale, temperature", [(9.0, 0.01), (-3.0, 1.0), (math.log(2.0), 0.5)])
+def test_a_learned_temperature_stays_between_its_limits(log_scale, temperature):
+    learned, z = NTXent(learnable=True), torch.randn(2, 6, 8)
+    with torch.no_grad():
+        learned.log_scale.fill_(log_scale)
+    loss, metrics = learned(z)
+    torch.testing.assert_close(loss, NTXent(temperature)(z)[0])
+    assert metrics["temperature"].item() == pytest.approx(temperature)
+
+
 CONFIG = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "window_frames": 64}
 
 
@@ -114,6 +141,25 @@ def test_the_objective_is_projection_then_loss():
     assert all(p.grad is not None for p in [*encoder.parameters(), *objective.parameters()])
 
 
+def test_costly_metrics_can_be_left_out():
+    encoder, objective = parts()
+    given = views_and_masks(encoder)
+    full = set(objective(encoder, *given).metrics)
+    objective.lid_neighbours = None
+    assert full - set(objective(encoder, *given).metrics) == {"lid_mean", "lid_var"}
+    objective.measures = False
+    assert full - set(objective(encoder, *given).metrics) == {"lid_mean", "lid_var", "effective_rank"}
+
+
+def test_the_metrics_are_those_of_both_views_pooled():
+    encoder, objective = parts()
+    views, masks = views_and_masks(encoder)
+    pooled = [encoder(v, ids_keep=m.ids_keep).pooler_output for v, m in zip(views, masks, strict=True)]
+    expected = representation_metrics(torch.cat(pooled), 32)
+    found = objective(encoder, views, masks).metrics
+    torch.testing.assert_close({name: found[name] for name in expected}, expected)
+
+
 def test_each_view_is_normalised_by_itself():
     encoder, objective = parts()
     objective(encoder, *views_and_masks(encoder))
@@ -143,5 +189,7 @@ def test_refusals():
         objective(encoder, *views_and_masks(encoder, batch=1))
     with pytest.raises(ValidationError):
         ContrastiveSettings(temperature=0.0)
+    with pytest.raises(ValidationError, match=r"temperature 0.2 has no effect on a learned temperature"):
+        ContrastiveSettings(temperature=0.2, learnable_temperature=True)
     with pytest.raises(AlmosaicError, match=r"expected the settings of an objective.*tau"):
         objective_settings({"name": "contrastive", "tau": 0.1})

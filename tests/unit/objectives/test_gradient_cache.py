@@ -147,7 +147,7 @@ def test_memory_grows_with_the_chunk_and_not_with_the_batch():
 def test_refusals():
     model = pretraining_model(CLIPS + 1)
     with pytest.raises(
-        AlmosaicError, match="cache_chunk of at most 6, the clips .* found 7: lower it"
+        AlmosaicError, match=r"cache_chunk of at most 6, the clips .* found 7: lower it"
     ) as error:
         model(*inputs(model))
     assert "\n" not in str(error.value)

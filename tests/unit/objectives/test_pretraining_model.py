@@ -1,5 +1,7 @@
 """The pretraining model: its config carries the objective, and folders load where they should."""
 
+import math
+
 import pytest
 import torch
 from transformers import AutoModel
@@ -9,6 +11,7 @@ from almosaic.errors import AlmosaicError
 from almosaic.masking import random_mask
 from almosaic.objectives.contrastive import ContrastiveSettings
 from almosaic.objectives.pretraining import AudioMosaicForPreTraining
+from almosaic.training.optim import OptimSettings, parameter_groups
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "window_frames": 64}
 
@@ -62,6 +65,24 @@ def test_the_encoder_alone_loads_through_auto_model(tmp_path):
         encoder = AutoModel.from_pretrained(tmp_path / folder)
         assert type(encoder) is AudioMosaicModel
         torch.testing.assert_close(encoder.state_dict(), model.encoder.state_dict(), rtol=0, atol=0)
+
+
+def test_a_learned_temperature_is_saved_loaded_and_starts_again_without_a_stored_one(tmp_path):
+    settings = ContrastiveSettings(learnable_temperature=True, projection_hidden=16, projection_size=8)
+    model = AudioMosaicForPreTraining(AudioMosaicConfig(**SIZES, objective=settings.model_dump()))
+    name, log_scale = "objective.loss.log_scale", model.objective.loss.log_scale
+    assert model.state_dict()[name].item() == pytest.approx(math.log(1 / 0.07))
+    with torch.no_grad():
+        log_scale.fill_(1.25)
+    model.save_pretrained(tmp_path / "pretraining")
+    model.encoder.save_pretrained(tmp_path / "encoder")
+    loaded = AudioMosaicForPreTraining.from_pretrained(tmp_path / "pretraining")
+    assert loaded.state_dict()[name].item() == 1.25
+    fresh = AudioMosaicForPreTraining.from_pretrained(tmp_path / "encoder")
+    assert fresh.state_dict()[name].item() == pytest.approx(math.log(1 / 0.07))
+    decayed, plain = parameter_groups(model, OptimSettings(steps=1), {"all": ""})[::-1]
+    assert decayed["weight_decay"] > 0 == plain["weight_decay"]
+    assert any(parameter is log_scale for parameter in plain["params"])
 
 
 def test_the_heads_are_initialised_like_the_encoder():
