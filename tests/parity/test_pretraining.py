@@ -55,16 +55,20 @@ def test_train_mode_projection_and_batch_norm(stored, branch, layout, ratio, vie
         close(norm.running_var, stored[f"train_{branch}_{layer}_running_var_after"], atol=5e-6)
 
 
+@pytest.mark.parametrize("cache_chunk", [None, 3])
 @pytest.mark.parametrize("temperature", [0.1, 0.5])
-def test_one_training_step(stored, temperature):
+def test_one_training_step(stored, temperature, cache_chunk):
     found = model("tiny_pretrain").train()
-    found.objective.loss.temperature = temperature
+    found.objective.loss.temperature, found.objective.cache_chunk = temperature, cache_chunk
     masks = [drawn(stored["step_time_ids_keep"]), drawn(stored["step_freq_ids_keep"])]
     output = found([stored["x0"], stored["x1"]], masks)
     output.loss.backward()
     close(output.loss, stored[f"step_loss_tau{temperature}"], atol=0, rtol=1e-5)
     accuracy = stored[f"step_acc_tau{temperature}"].item()
     assert output.metrics["contrastive_accuracy"].item() == pytest.approx(accuracy)
+    for name in ("lid_mean", "lid_var"):
+        expected = stored[f"step_{name.replace('lid', 'lids')}_tau{temperature}"].item()
+        assert output.metrics[name].item() == pytest.approx(expected, rel=1e-4)
 
     published = {name.split(".", 1)[1]: parameter for name, parameter in found.named_parameters()}
     norms = meta("tiny_pretrain_meta")["grad_norms"][f"tau{temperature}"]
@@ -73,7 +77,7 @@ def test_one_training_step(stored, temperature):
         if name != "fc_norm.bias":
             assert parameter.grad.norm().item() == pytest.approx(norms[name], rel=1e-3, abs=1e-4), name
 
-    projector = found.objective.projector
+    projector = found.objective.projector  # its statistics after both forward passes, counted once each
     close(projector[1].running_mean, stored["step_bn1_running_mean_after"], atol=5e-6)
     close(projector[4].running_var, stored["step_bn4_running_var_after"], atol=5e-6)
     assert projector[1].num_batches_tracked == stored["step_bn_num_batches_tracked_after"]
