@@ -70,8 +70,10 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_recipe_verbs(verbs)
     _add_model_verbs(verbs)
-    check = verbs.add_parser("check", help="validate a manifest and every clip it names")
-    check.add_argument("manifest", metavar="MANIFEST", type=Path)
+    check = verbs.add_parser("check", help="decode every clip of a manifest, a folder or tar archives")
+    check.add_argument(
+        "data", metavar="DATA", nargs="+", help="a manifest, a folder of audio, a .tar archive or a pattern"
+    )
     check.set_defaults(run=_check)
     return parser
 
@@ -221,14 +223,17 @@ def _recipe_show(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from almosaic.data.manifest import check_manifest
+    from almosaic.data.check import check_data
 
-    with _progress(None, "clips") as advance:
-        complaints = check_manifest(arguments.manifest, progress=advance)
-    for complaint in complaints:
-        say(complaint)
-    say(f"{arguments.manifest}: {f'{len(complaints)} bad rows' if complaints else 'all rows are good'}")
-    return 2 if complaints else 0
+    status = 0
+    for target in arguments.data:
+        with _progress(None, "clips") as advance:
+            items, complaints = check_data(target, advance)
+        for complaint in complaints:
+            say(complaint)
+        say(f"{target}: {f'{len(complaints)} of {items} are bad' if complaints else f'all {items} are good'}")
+        status = 2 if complaints else status
+    return status
 
 
 def _embed(arguments: argparse.Namespace) -> int:
@@ -325,4 +330,9 @@ def _progress(total: int | None, unit: str) -> Iterator[Any]:
     from tqdm import tqdm
 
     with tqdm(total=total, unit=unit, file=sys.stderr, disable=None, leave=False) as bar:
-        yield lambda *_: bar.update()
+
+        def advance(done: int | None = None, total: int | None = None) -> None:
+            bar.total = total or bar.total
+            bar.update()
+
+        yield advance

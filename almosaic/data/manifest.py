@@ -115,14 +115,14 @@ def fingerprint(path: str | Path) -> str:
 
 def _problems(row: ManifestRow, labels: Collection[str] | None) -> Iterator[str]:
     """What is wrong with the labels and the audio of a well-formed row."""
-    from almosaic.audio import SAMPLING_RATE, load_audio  # reading a manifest needs no audio library
+    from almosaic.audio import decoded_seconds  # reading a manifest needs no audio library
 
     unknown = [label for label in row.labels if labels is not None and label not in labels]
     if unknown:
         names = ", ".join(map(repr, unknown))
         yield f"field 'labels': unknown label {names}; add it to the classes or mend the row"
     try:
-        seconds = len(load_audio(row.path)) / SAMPLING_RATE
+        seconds = decoded_seconds(row.path)
     except AudioError as error:
         yield f"field 'audio': {error}"
         return
