@@ -40,9 +40,8 @@ def batch(rows):
     features = torch.from_numpy(np.random.default_rng(0).normal(size=(2, CLIPS, 64, 128)).astype(np.float32))
     grid, generator = pretraining_model().config.grid, torch.Generator().manual_seed(1)
     masks = [draw(grid, CLIPS, ratio=0.5, generator=generator) for draw in (time_mask, released_time_mask)]
-    masks = [
-        PatchMask(m.ids_keep[rows], m.ids_masked[rows], m.ids_restore[rows], m.valid[rows]) for m in masks
-    ]
+    parts = [(m.ids_keep, m.ids_masked, m.ids_restore, m.valid) for m in masks]
+    masks = [PatchMask(*(tensor[rows] for tensor in part)) for part in parts]
     noise = torch.rand(2, CLIPS, 2, 2, generator=generator)[:, rows]
     return {"views": list(features[:, rows]), "masks": masks, "path_noise": list(noise)}
 
@@ -84,7 +83,7 @@ def one_rank(rank, folder):
 
 
 def as_one_of_two(way, share):
-    """What training on a share gives: all at once, with the encoder in chunks, and with blocks recomputed too."""
+    """What training on a share gives: in one piece, in chunks, or in chunks with blocks recomputed too."""
     model = pretraining_model()
     if way != "plain":
         model.objective.cache_chunk = 2  # chunks of two clips and of one
