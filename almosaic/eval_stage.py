@@ -9,9 +9,10 @@ from typing import Any
 
 from almosaic.curriculum import EvalStage
 from almosaic.evaluation import captioning, probe, question_answering
+from almosaic.evaluation.labelled_sets import ProbeClips
 from almosaic.files import write_whole
 from almosaic.loading import load_model
-from almosaic.run_folder import RunFolder
+from almosaic.run_folder import FEATURES, RunFolder
 from almosaic.scenes.bank import Bank
 from almosaic.training.checkpoints import write_json
 
@@ -26,6 +27,7 @@ class Evaluation:
     def __init__(self, run: RunFolder, stage: EvalStage, sounds: OpenBank) -> None:
         self.recipe, self.stage, self.sounds = run.recipe, stage, sounds
         self.folder = run.stage_folder(stage.id)
+        self.run_features = run.path / FEATURES
         self.encoders = {name: run.model(reference) for name, reference in stage.encoders.items()}
         named = {display_name(stage.start): stage.start} if stage.start else {}
         self.models = {name: run.model(reference) for name, reference in {**named, **stage.compare}.items()}
@@ -60,10 +62,23 @@ class Evaluation:
         return question_answering.plan(self.sounds(settings.split), self.recipe.scenes, settings)
 
     def _probe(self, settings: probe.ProbeSettings) -> Records:
+        sets = self._sets(settings)
+        for clips in sets.values():
+            clips.rounds()  # a mistake in the last set is found before the first is computed
+        readers = probe.open_encoders(self.encoders, settings)
+        folder = settings.cache or self.run_features
+        rows: Records = []
+        for name, clips in sets.items():
+            with progress(f"{self.stage.id}: features of {name}", "clip") as advance:
+                rows += probe.set_rows(name, clips, readers, settings, folder, advance)
+        return rows
+
+    def _sets(self, settings: probe.ProbeSettings) -> dict[str, ProbeClips]:
+        """The sets that the recipe names, else its own sounds."""
+        if settings.sets:
+            return {name: ProbeClips.from_set(name, one) for name, one in settings.sets.items()}
         banks = {split: self.sounds(split) for split in (*settings.train, *settings.test)}
-        encoders: dict[str, Any] = {name: load_model(folder) for name, folder in self.encoders.items()}
-        with progress(f"{self.stage.id}: probes", "clip") as advance:
-            return probe.encoder_rows(encoders, probe.ProbeClips.from_banks(banks), settings, advance)
+        return {self.recipe.sounds.name: ProbeClips.from_banks(banks, settings.train, settings.test)}
 
     def _records(self, name: str) -> Path:
         return self.folder / f"{name.replace('/', '-')}.jsonl"

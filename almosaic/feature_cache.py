@@ -86,7 +86,7 @@ class FeatureCache:
         if found is not None:
             return found
         bar = tqdm(total=count, desc="encoding clips", unit="clip", disable=not progress)
-        with _writing(path) as temporary, bar:
+        with writing(path, "set cache_features: false") as temporary, bar:
             with (temporary / TOKENS_FILE).open("wb") as file:
                 writer = _Writer(file, _token_shape(tower, feature_extractor))
                 for start in range(0, count, batch_size):
@@ -109,6 +109,9 @@ def cache_key(
         extractor.mean,
         extractor.std,
         extractor.std_factor,
+        extractor.long_clips,
+        extractor.min_samples,
+        extractor.max_samples,
     )
     digest = hashlib.sha256(f"{FORMAT} {layer} {count} {front_end} {source.fingerprint()}".encode())
     for name, tensor in sorted(tower.state_dict().items()):
@@ -128,8 +131,8 @@ def _open(path: Path, key: str) -> FeatureCache | None:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path` once it is whole and on the disk."""
+def writing(path: Path, otherwise: str) -> Iterator[Path]:
+    """A temporary folder that becomes `path` once it is whole and on the disk; `otherwise` ends its error."""
     temporary = path.with_name(f"tmp-{path.name}-{os.getpid()}")
     try:
         temporary.mkdir(parents=True, exist_ok=True)
@@ -141,7 +144,7 @@ def _writing(path: Path) -> Iterator[Path]:
         temporary.rename(path)
     except OSError as error:
         raise AlmosaicError(
-            f"cannot write {path} ({error.strerror}); free some space or set cache_features: false"
+            f"cannot write {path} ({error.strerror}); free some space or {otherwise}"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -19,6 +19,8 @@ from almosaic.encoder import AudioMosaicModel
 from almosaic.errors import AlmosaicError
 from almosaic.features import AudioMosaicFeatureExtractor, frames_of
 from almosaic.loading import load_model as load_model
+from almosaic.masking import PatchGrid
+from almosaic.pooling import check_layer, token_weights, window_weights
 from almosaic.settings import Settings
 
 Conversation = Mapping[str, Any]
@@ -63,8 +65,11 @@ def embed(
     batch_size: int = 8,
     feature_extractor: AudioMosaicFeatureExtractor | None = None,
     failures: list[tuple[str, str]] | None = None,
+    pooling: str | None = None,
 ) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """One vector [D] per clip: the mean over the tokens of each window, then over the windows.
+    """One vector [D] per clip: pooled over the tokens of each window, then over the windows.
+
+    A window counts as much as it has real frames, so that a last one of a few frames does not count for half.
 
     Args:
         model: an encoder, or an audio-language model, whose encoder is used.
@@ -73,14 +78,13 @@ def embed(
         batch_size: clips at a time.
         feature_extractor: the front end; None = the one saved beside the model.
         failures: where to note (id, reason) of clips that cannot be used; None = the first one is raised.
+        pooling: `mean` of all tokens, `mean_valid` without padding, `cls`; None = as the encoder does.
 
     Raises:
         AlmosaicError: the layer does not exist, or no front end is known; AudioError as `failures` says.
     """
     tower = getattr(model, "audio_tower", model)
-    depth = tower.config.num_hidden_layers
-    if layer is not None and not 0 <= layer < depth:
-        raise AlmosaicError(f"layer {layer} does not exist; the encoder has blocks 0 to {depth - 1}")
+    check_layer(tower, layer)
     extractor = feature_extractor or _saved_extractor(model)
     rows = enumerate(sources)
     while batch := list(islice(rows, batch_size)):
@@ -95,7 +99,7 @@ def embed(
                     raise
                 failures.append((name, str(error)))
         if loaded:
-            vectors = _vectors(tower, extractor, [waveform for _, waveform in loaded], layer)
+            vectors = _vectors(tower, extractor, [waveform for _, waveform in loaded], layer, pooling)
             yield from zip([name for name, _ in loaded], vectors, strict=True)
 
 
@@ -113,6 +117,7 @@ def _vectors(
     extractor: AudioMosaicFeatureExtractor,
     waveforms: list[NDArray[np.float32]],
     layer: int | None,
+    pooling: str | None,
 ) -> list[NDArray[np.float32]]:
     """One vector [D] per waveform."""
     features, mask, windows = _windows(extractor, waveforms, tower.device)
@@ -122,9 +127,12 @@ def _vectors(
         output = tower(
             part.to(tower.dtype), input_features_mask=part_mask, output_hidden_states=layer is not None
         )
-        pooled.append(output.pooler_output if layer is None else output.hidden_states[layer + 1].mean(dim=1))
-    clips = torch.split(torch.cat(pooled).float(), windows.tolist())
-    return [clip.mean(dim=0).cpu().numpy() for clip in clips]
+        tokens = output.last_hidden_state if layer is None else output.hidden_states[layer + 1]
+        grid = PatchGrid.of(part.shape[1], part.shape[2], tower.config.patch_size)
+        weights = token_weights(pooling or tower.config.pooling, part_mask, grid)
+        pooled.append(torch.einsum("bl,bld->bd", weights, tokens.float()))
+    weighted = torch.cat(pooled) * window_weights(mask, windows)[:, None]
+    return [clip.sum(dim=0).cpu().numpy() for clip in torch.split(weighted, windows.tolist())]
 
 
 def _windows(

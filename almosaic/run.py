@@ -16,8 +16,8 @@ from almosaic.eval_stage import Evaluation
 from almosaic.evaluation.report import table, write_report, write_results
 from almosaic.loading import model_type
 from almosaic.recipe import load_recipe, resolve
-from almosaic.run_folder import RunFolder, main_model, peak_memory
-from almosaic.stages import FEATURES, Sounds, run_stage
+from almosaic.run_folder import FEATURES, RunFolder, main_model, peak_memory
+from almosaic.stages import Sounds, run_stage
 
 Report = Callable[[str], None]
 ENCODER_RECIPE, MODEL_RECIPE = "eval/encoder", "eval/model"

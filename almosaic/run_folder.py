@@ -36,6 +36,9 @@ PACKAGES = (
     "soundfile",
     "soxr",
 )
+FEATURES = (
+    "features"  # below the run folder: tokens of frozen encoders, shared by its stages, removed at its end
+)
 _FILE_KEYS = ("manifest", "classes", "regions", "path")
 
 

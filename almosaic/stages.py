@@ -20,8 +20,9 @@ from almosaic.data.clips import ClipSource, JoinedClips, SceneClips
 from almosaic.data.scene_chat import SceneChatSettings, training_pool
 from almosaic.data.sources import open_clips
 from almosaic.eval_stage import Evaluation
+from almosaic.evaluation.online import OnlineKnn, bank_clips, manifest_clips
 from almosaic.loading import model_folder
-from almosaic.run_folder import RunFolder
+from almosaic.run_folder import FEATURES, RunFolder
 from almosaic.scenes.bank import Bank, open_bank
 from almosaic.training.alm import train_alm
 from almosaic.training.alm_parts import Parts
@@ -29,10 +30,6 @@ from almosaic.training.callbacks import quiet_library
 from almosaic.training.finetune import finetune
 from almosaic.training.language_model import train_language_model
 from almosaic.training.pretrain import pretrain
-
-FEATURES = (
-    "features"  # below the run folder: tokens of frozen encoders, shared by its stages, removed at its end
-)
 
 
 class Sounds:
@@ -84,7 +81,10 @@ def run_stage(run: RunFolder, stage: Stage, sounds: Sounds, resume: bool) -> Non
             Evaluation(run, stage, sounds).run()
     elif isinstance(stage, PretrainStage):
         source = pretraining_clips(run, stage, sounds)
-        pretrain(stage, source=source, folder=folder, seed=recipe.seed, stage=stage.id, resume=resume)
+        judge = labelled_judge(run, stage, sounds)
+        pretrain(
+            stage, source=source, folder=folder, seed=recipe.seed, stage=stage.id, resume=resume, judge=judge
+        )
     elif isinstance(stage, FinetuneStage):
         start = None if stage.start is None else model_folder(run.model(stage.start))
         finetune(stage, start=start, folder=folder, seed=recipe.seed, stage=stage.id, resume=resume)
@@ -135,3 +135,23 @@ def pretraining_clips(run: RunFolder, stage: PretrainStage, sounds: Sounds) -> C
         else:
             sources.append(open_clips(data, stage.crop_seconds, seed))
     return sources[0] if len(sources) == 1 else JoinedClips(sources)
+
+
+def labelled_judge(run: RunFolder, stage: PretrainStage, sounds: Sounds) -> OnlineKnn | None:
+    """What the monitor of a pretraining stage asks of its encoder, None without a monitor."""
+    settings = stage.monitor
+    if settings is None or stage.optim.steps == 0:
+        return None
+    parts = sorted({*settings.train, *settings.test})
+    if settings.manifest is None:
+        clips = bank_clips({part: sounds(part) for part in parts})
+    else:
+        clips = manifest_clips(settings.manifest, settings.column, parts)
+    return OnlineKnn(
+        clips,
+        train=settings.train,
+        test=settings.test,
+        limit=settings.clips,
+        k=settings.neighbours,
+        seed=run.recipe.seed,
+    )

@@ -1,45 +1,37 @@
 """k nearest neighbours on frozen features: nothing is fitted, the geometry of the features decides."""
 
-from collections.abc import Collection, Sequence
-from typing import Any
-
 import numpy as np
-from numpy.typing import ArrayLike
 
 from almosaic.errors import AlmosaicError
-from almosaic.evaluation.splits import Features, Labels, accuracy_over_parts
+from almosaic.evaluation.splits import Features, Fit, Scores, Targets
+
+ROWS = 512  # test rows at a time, so that the similarities stay small
 
 
-def knn(
-    features: ArrayLike,
-    labels: Sequence[str],
-    parts: Sequence[str],
-    *,
-    train: Collection[str] | None = None,
-    test: Collection[str] | None = None,
-    k: int = 10,
-) -> dict[str, Any]:
-    """Accuracy of the majority label among the `k` nearest training rows by cosine.
+def neighbours(k: int = 10) -> Fit:
+    """Votes of the `k` nearest training rows by cosine, each for its labels.
 
-    Equal votes go to the label whose neighbours are nearer in sum. Arguments, result and errors are those of
-    `splits.accuracy_over_parts`; the result adds `protocol` and `k`.
+    Equal votes go to the label whose neighbours are nearer in sum.
+
+    Raises:
+        AlmosaicError: `k` is below 1.
     """
     if k < 1:
         raise AlmosaicError(f"expected k of at least 1, found {k}")
 
-    def vote(train_rows: Features, train_labels: Labels, test_rows: Features) -> Labels:
-        classes, index = np.unique(train_labels, return_inverse=True)
-        similarity = _unit(test_rows) @ _unit(train_rows).T
-        nearest = np.argsort(-similarity, axis=1, kind="stable")[:, : min(k, len(train_rows))]
-        votes = np.zeros((len(test_rows), len(classes)))
-        rows = np.arange(len(test_rows))[:, None]
-        # A similarity is at most 1, so that 1e-3 of it decides between equal counts alone (k < 500).
-        np.add.at(votes, (rows, index[nearest]), 1 + 1e-3 * similarity[rows, nearest])
-        winners: Labels = classes[votes.argmax(axis=1)]
-        return winners
+    def vote(train: Features, targets: Targets, test: Features) -> Scores:
+        known, asked = _unit(train), _unit(test)
+        votes = np.zeros((len(test), targets.shape[1]))
+        for start in range(0, len(test), ROWS):
+            part = slice(start, start + ROWS)
+            similarity = asked[part] @ known.T
+            nearest = np.argsort(-similarity, axis=1, kind="stable")[:, : min(k, len(train))]
+            # A similarity is at most 1, so that 1e-3 of it decides between equal counts alone (k < 500).
+            weight = 1 + 1e-3 * np.take_along_axis(similarity, nearest, axis=1)
+            votes[part] = np.einsum("mk,mkc->mc", weight.astype(np.float64), targets[nearest])
+        return votes
 
-    result = accuracy_over_parts(features, labels, parts, vote, train=train, test=test)
-    return {"protocol": "knn", "k": k, **result}
+    return vote
 
 
 def _unit(rows: Features) -> Features:

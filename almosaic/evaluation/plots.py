@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from almosaic.audio import SAMPLING_RATE
-from almosaic.evaluation.tables import percent, points
+from almosaic.evaluation.cells import percent, points
 from almosaic.features import log_mel_fbank
 
 SPECTROGRAM_COLUMNS = 420

@@ -1,231 +1,197 @@
-"""Linear probes on frozen features, beside hand-made features: what an encoder knows without fine-tuning."""
+"""Probes on frozen features, beside their controls: what an encoder knows without fine-tuning.
 
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+Features come from one cache per encoder and set, which every protocol reads: `linear` and `knn` on one layer,
+`per_layer` (linear on each block in turn), and `weighted_sum` and `attentive`, trained over all blocks.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from pydantic import Field
 
-from almosaic.audio import SAMPLING_RATE, load_audio
-from almosaic.data.manifest import ManifestRow
-from almosaic.errors import AlmosaicError
-from almosaic.evaluation.knn import knn
-from almosaic.evaluation.splits import Features, Labels, accuracy_over_parts
-from almosaic.features import log_mel_fbank
-from almosaic.inference import embed, load_model
-from almosaic.scenes.bank import Bank
+from almosaic.data import draws
+from almosaic.encoder import AudioMosaicModel
+from almosaic.evaluation.intervals import summary
+from almosaic.evaluation.knn import neighbours
+from almosaic.evaluation.labelled_sets import LabelledSet, ProbeClips
+from almosaic.evaluation.linear import Classifier, linear, majority
+from almosaic.evaluation.readouts import LearningRates, ReadoutSettings, trained
+from almosaic.evaluation.splits import Labels, Round, counts, run_rounds
+from almosaic.layer_features import (
+    EncoderReader,
+    HandReader,
+    LayerFeatures,
+    Reader,
+    architecture,
+    layer_features,
+)
+from almosaic.loading import load_model
+from almosaic.pooling import Pooling
 from almosaic.settings import Settings
 
-STRENGTHS = {"logistic": (0.001, 0.01, 0.1, 1.0, 10.0), "svm": (0.01, 0.1, 1.0)}  # candidates for C
 HAND_FEATURES = "hand features"
+MAJORITY = "majority class"
+UNTRAINED = "untrained"
+ALL_LAYERS = "all"
 
+Protocol = Literal["linear", "knn", "per_layer", "weighted_sum", "attentive"]
 Encoder = str | Path | tuple[Any, Any]
 """A model or run folder, or a model with its processor; of an audio-language model its encoder is probed."""
+Progress = Callable[[int, int], None]
+Row = dict[str, Any]
 
 
 class ProbeSettings(Settings):
     """Probes of frozen encoders on labelled clips.
 
-    `layers` are blocks counted from 0, None is the last; `train` and `test` name splits or folds.
+    `sets` are named manifests; without any, splits `train` and `test` of the recipe's own sounds are used.
+    `layer` is a block counted from 0, None the encoder's output; `pooling` goes over the tokens of a window.
+    `untrained` adds an encoder with random weights for each shape of encoder. `cache` is where features are
+    kept for later runs; without it they are kept while the run lasts.
     """
 
     name: Literal["probe"] = "probe"
-    protocols: tuple[Literal["linear", "knn"], ...] = ("linear", "knn")
-    layers: tuple[int | None, ...] = (None,)
+    sets: dict[str, LabelledSet] = Field(default={})
+    protocols: tuple[Protocol, ...] = ("linear", "knn")
+    layer: int | None = Field(default=None, ge=0)
+    pooling: Pooling = "mean"
+    neighbours: int = Field(default=10, ge=1)
+    readout: ReadoutSettings = ReadoutSettings()
     hand_features: bool = True
-    neighbours: int = 10
+    untrained: bool = False
+    majority: bool = True
     train: tuple[str, ...] = ("train",)
     test: tuple[str, ...] = ("test",)
     seed: int = 0
-    batch_size: int = 16
+    cache: Path | None = None
 
 
-@dataclass(frozen=True)
-class ProbeClips:
-    """Labelled clips in order: `labels` and `parts` (split or fold) [n], and the waveform [S] of each."""
+def open_encoders(encoders: Mapping[str, Encoder], settings: ProbeSettings) -> dict[str, Reader]:
+    """A reader for every encoder, and for the controls that the settings ask for.
 
-    labels: tuple[str, ...]
-    parts: tuple[str, ...]
-    waveform: Callable[[int], NDArray[np.float32]]
-
-    @classmethod
-    def from_banks(cls, banks: Mapping[str, Bank]) -> "ProbeClips":
-        """The clips of several banks; each bank is the part of its name."""
-        clips = [(part, bank, clip) for part, bank in banks.items() for clip in bank.clips]
-        return cls(
-            labels=tuple(clip.label for _, _, clip in clips),
-            parts=tuple(part for part, _, _ in clips),
-            waveform=lambda index: clips[index][1].waveform(clips[index][2]),
-        )
-
-    @classmethod
-    def from_manifest(
-        cls, rows: Sequence[ManifestRow], column: Literal["split", "fold"] = "split"
-    ) -> "ProbeClips":
-        """The rows of a manifest, each with one label; AlmosaicError names a row that has not."""
-        for row in rows:
-            if len(row.labels) != 1 or getattr(row, column) is None:
-                found = f"labels {list(row.labels)} and {column} {getattr(row, column)!r}"
-                raise AlmosaicError(f"clip {row.id!r}: a probe needs one label and a {column}, found {found}")
-        return cls(
-            labels=tuple(row.labels[0] for row in rows),
-            parts=tuple(str(getattr(row, column)) for row in rows),
-            waveform=lambda index: load_audio(rows[index].path),
-        )
-
-
-def linear_probe(
-    features: ArrayLike,
-    labels: Sequence[str],
-    parts: Sequence[str],
-    *,
-    train: Collection[str] | None = None,
-    test: Collection[str] | None = None,
-    seed: int = 0,
-    classifier: Literal["logistic", "svm"] = "logistic",
-) -> dict[str, Any]:
-    """Accuracy of a linear classifier on standardised features; C is chosen inside the training rows.
-
-    `logistic` is multinomial logistic regression, `svm` a linear support vector machine, one label against
-    the rest. C has the best accuracy in stratified cross-validation over the training rows. The other
-    arguments, the result and the errors are those of `splits.accuracy_over_parts`; the result adds `protocol`
-    and `regularisation`, the chosen C of each fit.
+    Raises:
+        AlmosaicError: a folder without an encoder, or an encoder without the layer that is asked for.
     """
-    chosen: list[float] = []
-
-    def fit_predict(train_rows: Features, train_labels: Labels, test_rows: Features) -> Labels:
-        strength = _best_strength(train_rows, train_labels, seed, classifier)
-        chosen.append(strength)
-        predicted: Labels = _fitted(classifier, strength, train_rows, train_labels).predict(test_rows)
-        return predicted
-
-    result = accuracy_over_parts(features, labels, parts, fit_predict, train=train, test=test)
-    protocol = "linear" if classifier == "logistic" else "linear SVM"
-    return {"protocol": protocol, "regularisation": chosen, **result}
-
-
-def hand_features(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean and deviation of the log-mel of a clip [S] at 16 kHz over time, per band: [2F]."""
-    log_mel, _ = log_mel_fbank(torch.from_numpy(np.ascontiguousarray(waveform, np.float32))[None])
-    frames = log_mel[0].numpy()
-    return np.concatenate([frames.mean(axis=0), frames.std(axis=0)])
+    readers: dict[str, EncoderReader] = {}
+    shapes: dict[str, str] = {}
+    for name, encoder in encoders.items():
+        model, processor = load_model(encoder) if isinstance(encoder, str | Path) else encoder
+        tower = getattr(model, "audio_tower", model)
+        extractor = getattr(processor, "feature_extractor", processor)
+        readers[name] = EncoderReader(tower, extractor, settings.pooling, settings.layer)
+        shape = repr(architecture(tower.config))
+        shapes.setdefault(shape, name)
+    for name in shapes.values() if settings.untrained else ():
+        shown = UNTRAINED if len(shapes) == 1 else f"{UNTRAINED} {name}"
+        readers[shown] = _untrained(readers[name], settings)
+    return {**readers, HAND_FEATURES: HandReader()} if settings.hand_features else {**readers}
 
 
-def encoder_rows(
-    encoders: Mapping[str, Encoder],
+def set_rows(
+    name: str,
     clips: ProbeClips,
+    readers: Mapping[str, Reader],
     settings: ProbeSettings,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[dict[str, Any]]:
-    """Probe every encoder at every layer, and hand-made features beside them.
+    folder: Path,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Every probe of every encoder on one set, and the controls.
 
     Args:
-        encoders: By the name that the report shows, for example `pretrained` and `untrained`.
-        clips: The clips of the parts that `settings` names; others are left out before they are embedded.
-        settings: Protocols, layers, parts.
-        progress: Called with (clips embedded, clips to embed in all).
+        name: Of the set.
+        clips: Its clips, with the parts to fit on and to test on.
+        readers: What `open_encoders` returned.
+        settings: Protocols, layer and what belongs to them.
+        folder: Parent of the cached features.
+        progress: Called with (clips read, clips to read in all) where features are computed.
 
     Returns:
-        Rows of `features, protocol, layer, pooling, seed` and what `splits.accuracy_over_parts` returns.
+        Rows of `set, features, protocol, layer, pooling, seed`, what `intervals.summary` and `splits.counts`
+        return, and what belongs to the protocol.
     """
-    used = [i for i, part in enumerate(clips.parts) if part in {*settings.train, *settings.test}]
-    labels, parts = [clips.labels[i] for i in used], [clips.parts[i] for i in used]
-    passes = len(encoders) * len(settings.layers) + settings.hand_features
-    done = 0
-
-    def counted(vectors: Iterator[NDArray[np.float32]]) -> NDArray[np.float32]:
-        nonlocal done
-        rows = []
-        for vector in vectors:
-            rows.append(vector)
-            done += 1
-            if progress is not None:
-                progress(done, passes * len(used))
-        if not rows:
-            raise AlmosaicError(
-                f"expected clips of {', '.join({*settings.train, *settings.test})}, found none"
-            )
-        return np.stack(rows)
-
-    results: list[dict[str, Any]] = []
-    for name, encoder in encoders.items():
-        for layer in settings.layers:
-            features = counted(_embedded(encoder, clips, used, layer, settings))
-            about = {"features": name, "layer": layer, "pooling": "mean", "seed": settings.seed}
-            for protocol in settings.protocols:
-                results.append(about | _probe(protocol, features, labels, parts, settings))
-    if settings.hand_features:
-        features = counted(hand_features(clips.waveform(i)) for i in used)
-        about = {
-            "features": HAND_FEATURES,
-            "layer": None,
-            "pooling": "mean and deviation",
-            "seed": settings.seed,
-        }
-        results.append(about | _probe("svm", features, labels, parts, settings))
-    return results
+    labels, fits = clips.rounds()
+    rows: list[Row] = []
+    for shown, found in layer_features(readers, clips, folder, progress).items():
+        rows += [{"features": shown, **row} for row in _Probes(found, labels, fits, settings).rows(shown)]
+    if settings.majority:
+        about = {"features": MAJORITY, "protocol": "majority", "layer": None, "pooling": None, "seed": None}
+        scores = run_rounds(np.zeros((len(clips), 1)), labels, fits, majority)
+        rows.append(about | summary(labels, fits, [scores]))
+    return [{"set": name, **row, **counts(labels, fits)} for row in rows]
 
 
-def _probe(
-    protocol: Literal["linear", "knn", "svm"],
-    features: NDArray[np.float32],
-    labels: list[str],
-    parts: list[str],
-    settings: ProbeSettings,
-) -> dict[str, Any]:
-    train, test = settings.train, settings.test
-    if protocol == "knn":
-        return knn(features, labels, parts, train=train, test=test, k=settings.neighbours)
-    classifier: Literal["logistic", "svm"] = "svm" if protocol == "svm" else "logistic"
-    return linear_probe(
-        features, labels, parts, train=train, test=test, seed=settings.seed, classifier=classifier
-    )
+class _Probes:
+    """All probes of one encoder on one set; a layer that several protocols ask for is fitted once."""
+
+    def __init__(
+        self, features: LayerFeatures, labels: Labels, fits: Sequence[Round], settings: ProbeSettings
+    ) -> None:
+        self.features, self.labels, self.fits, self.settings = features, labels, fits, settings
+        self._fitted: dict[int, Row] = {}
+
+    def rows(self, name: str) -> Iterator[Row]:
+        """The rows of every protocol; hand features have one."""
+        if name == HAND_FEATURES:
+            yield {
+                "protocol": "linear SVM",
+                "layer": None,
+                "pooling": "mean and deviation",
+                **self._linear(0, "svm"),
+            }
+            return
+        for protocol in self.settings.protocols:
+            for layer, found in self._probe(protocol):
+                yield {"protocol": protocol, "layer": layer, "pooling": self.settings.pooling, **found}
+
+    def _probe(self, protocol: Protocol) -> Iterator[tuple[int | str | None, Row]]:
+        """(layer, result) of one protocol, for `per_layer` of every block."""
+        layer = self.settings.layer
+        if protocol == "linear":
+            yield layer, self._linear(self._entry(layer))
+        elif protocol == "per_layer":
+            for block in range(self.features.means.shape[1] - 1):
+                yield block, self._linear(block)
+        elif protocol == "knn":
+            k = self.settings.neighbours
+            scores = run_rounds(self.features.at(layer), self.labels, self.fits, neighbours(k))
+            yield layer, {"seed": None, "k": k, **summary(self.labels, self.fits, [scores])}
+        else:
+            yield ALL_LAYERS, self._trained(protocol)
+
+    def _entry(self, layer: int | None) -> int:
+        """Where a layer is kept; the output of an encoder without a final norm is that of its last block."""
+        output = len(self.features.means[0]) - 1
+        if layer is None and output and np.array_equal(self.features.at(None), self.features.at(output - 1)):
+            return output - 1
+        return output if layer is None else layer
+
+    def _linear(self, entry: int, classifier: Classifier = "logistic") -> Row:
+        if entry not in self._fitted:
+            fit, chosen = linear(self.labels, classifier, self.settings.seed)
+            scores = run_rounds(self.features.means[:, entry], self.labels, self.fits, fit)
+            found = summary(self.labels, self.fits, [scores])
+            self._fitted[entry] = {"seed": self.settings.seed, "regularisation": chosen, **found}
+        return self._fitted[entry]
+
+    def _trained(self, protocol: Literal["weighted_sum", "attentive"]) -> Row:
+        """A mean over seeds; the learning rate is chosen once, for all of them."""
+        settings, rates = self.settings.readout, LearningRates()
+        entries = self.features.means if protocol == "weighted_sum" else self.features.normed
+        by_seed = [
+            run_rounds(entries, self.labels, self.fits, trained(protocol, self.labels, settings, seed, rates))
+            for seed in settings.seeds
+        ]
+        found = summary(self.labels, self.fits, by_seed)
+        more = {"heads": settings.heads} if protocol == "attentive" else {}
+        return {"seed": list(settings.seeds), "learning_rate": rates.chosen, **more, **found}
 
 
-def _embedded(
-    encoder: Encoder, clips: ProbeClips, used: list[int], layer: int | None, settings: ProbeSettings
-) -> Iterator[NDArray[np.float32]]:
-    """One vector [D] per clip, in order; waveforms are read as they are needed."""
-    model, processor = load_model(encoder) if isinstance(encoder, str | Path) else encoder
-    extractor = getattr(processor, "feature_extractor", processor)
-    sources = ((clips.waveform(i), SAMPLING_RATE) for i in used)
-    vectors = embed(model, sources, layer, settings.batch_size, extractor)
-    return (vector for _, vector in vectors)
-
-
-def _fitted(classifier: str, strength: float, rows: Features, labels: Labels) -> Any:
-    """A standardising pipeline fitted to rows [n, D]."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from sklearn.svm import LinearSVC
-
-    if classifier == "logistic":
-        model: Any = LogisticRegression(C=strength, max_iter=300, tol=1e-3)
-    else:
-        model = LinearSVC(C=strength, dual=False, tol=1e-2)
-    with warnings.catch_warnings():
-        # Weak regularisation converges late and rarely wins; the chosen C decides, not the last digit.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return make_pipeline(StandardScaler(), model).fit(rows, labels)
-
-
-def _best_strength(rows: Features, labels: Labels, seed: int, classifier: str) -> float:
-    """The C with the best cross-validated accuracy, the smallest of equals; 1.0 where a label has one row."""
-    from sklearn.model_selection import StratifiedKFold
-
-    folds = min(3, int(np.unique(labels, return_counts=True)[1].min()))
-    if folds < 2:
-        return 1.0
-    strengths = STRENGTHS[classifier]
-    scores = np.zeros(len(strengths))
-    for inner, outer in StratifiedKFold(folds, shuffle=True, random_state=seed).split(rows, labels):
-        for number, strength in enumerate(strengths):
-            fitted = _fitted(classifier, strength, rows[inner], labels[inner])
-            scores[number] += fitted.score(rows[outer], labels[outer]) / folds
-    return strengths[int(np.argmax(scores > scores.max() - 1e-9))]
+def _untrained(reader: EncoderReader, settings: ProbeSettings) -> EncoderReader:
+    """An encoder of the same shape and front end with fresh weights, drawn by the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(draws.key(settings.seed, UNTRAINED))
+        tower = AudioMosaicModel(reader.tower.config)
+    return EncoderReader(tower.to(reader.device), reader.extractor, settings.pooling, settings.layer)

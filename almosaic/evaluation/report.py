@@ -6,7 +6,7 @@
   about the run as text or numbers; the caller gives them all,
 - `question_answering`: {model: what `question_answering.score` returned}, the model it is about first,
 - `captioning`: {model: what `captioning.score` returned},
-- `probe`: the rows of `probe.encoder_rows`,
+- `probe`: the rows of `probe.set_rows`, of one set or several,
 - `skipped`: {what was not measured: why}.
 
 Every part but `about` may be missing. `write_results` adds `schema_version`.
@@ -21,17 +21,17 @@ from typing import Any
 from almosaic.audio import SAMPLING_RATE
 from almosaic.errors import AlmosaicError
 from almosaic.evaluation import page
+from almosaic.evaluation.cells import percent, points
 from almosaic.evaluation.controls import AUDIO, CONDITIONS
+from almosaic.evaluation.curves import curve_picture, curves_svg
 from almosaic.evaluation.plots import event_strip, interval_line, share_bars, spectrogram_uri, wav_uri
+from almosaic.evaluation.probe_tables import detail_table, layer_curves, layer_table, score_table, sets_of
 from almosaic.evaluation.tables import (
     NAMES,
     Results,
     caption_table,
     headline,
     model_table,
-    percent,
-    points,
-    probe_table,
     question_table,
     skipped,
     table,
@@ -40,7 +40,7 @@ from almosaic.files import write_whole
 
 __all__ = ["SCHEMA_VERSION", "table", "write_report", "write_results"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 AUDIO_BUDGET_SECONDS = 90.0  # 16-bit players of more would make the page too heavy: 43 kB a second
 
 Example = Mapping[str, Any]
@@ -60,6 +60,8 @@ def write_results(folder: str | Path, results: Results) -> Path:
 def write_report(folder: str | Path, results: Results, examples: Sequence[Example] = ()) -> Path:
     """Write `report.html`, a page that needs no other file, and return its path.
 
+    Where blocks were probed one by one, their curve is also written as `layers.svg`.
+
     Args:
         folder: Where to; made when missing.
         results: As above.
@@ -77,6 +79,8 @@ def write_report(folder: str | Path, results: Results, examples: Sequence[Exampl
         _skipped(results),
         _footer(about),
     ]
+    if curves := layer_curves(results.get("probe") or []):
+        write_whole(Path(folder) / "layers.svg", curve_picture(curves))
     return write_whole(Path(folder) / "report.html", page.page(title, sections))
 
 
@@ -138,14 +142,23 @@ def _probes(results: Results) -> str:
     probes = results.get("probe") or []
     if not probes:
         return ""
-    shown = probe_table(probes)
+    lead = "A classifier, or the nearest neighbours, on frozen features of clips it was not fitted on."
+    curves = layer_curves(probes)
+    picture = f"<p>Linear probe block by block</p>{curves_svg(curves)}" if curves else ""
+    if len(sets_of(probes)) > 1:
+        shown = score_table(probes)
+        body = f"<p>{escape(shown.title)}</p>" + page.html_table(shown.header, shown.rows) + picture
+        if curves:
+            blocks = layer_table(curves)
+            body += page.html_table(blocks.header, blocks.rows)
+        return page.section("What the encoder knows", lead, body)
+    shown = detail_table(probes)
     groups = [
-        (row[0], f"{row[1]}{', layer ' + row[2] if row[2] else ''}", {"accuracy": probe["accuracy"]})
+        (row[0], f"{row[1]}{', layer ' + row[2] if row[2] else ''}", {probe["metric"]: probe["score"]})
         for row, probe in zip(shown.rows, probes, strict=True)
     ]
-    guess = 1 / probes[0]["classes"] if probes[0].get("classes") else None
-    body = share_bars(groups, {row[0]: guess for row in shown.rows} if guess else {})
-    lead = "A linear classifier, or the nearest neighbours, on frozen features of clips it was not fitted on."
+    guess = 1 / probes[0]["classes"] if probes[0]["metric"] == "accuracy" else None
+    body = share_bars(groups, {row[0]: guess for row in shown.rows} if guess else {}) + picture
     return page.section("What the encoder knows", lead, body + page.html_table(shown.header, shown.rows))
 
 

@@ -1,110 +1,159 @@
-"""Which rows a classifier is fitted on and which it is tested on, and how its accuracy is stated."""
+"""Which rows a classifier is fitted on and which it is tested on, for one label per row or several."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from almosaic.errors import AlmosaicError
-from almosaic.evaluation.metrics import wilson_interval
 
 Features = NDArray[np.floating]
-Labels = NDArray[np.str_]
-FitPredict = Callable[[Features, Labels, Features], Labels]
-"""(train features [n, D], train labels [n], test features [m, D]) -> predicted labels [m]."""
+Targets = NDArray[np.bool_]
+Scores = NDArray[np.floating]
+Fit = Callable[[Features, Targets, Features], Scores]
+"""(train features [n, ...], train targets [n, C], test features [m, ...]) -> scores [m, C]."""
+Label = str | Collection[str]
 
 
-def accuracy_over_parts(
-    features: ArrayLike,
-    labels: Sequence[str],
+@dataclass(frozen=True)
+class Labels:
+    """Labels of n rows as targets [n, C]; `several` where a row may have any number of them."""
+
+    classes: tuple[str, ...]
+    targets: Targets
+    several: bool
+
+    @classmethod
+    def of(cls, labels: Sequence[Label]) -> "Labels":
+        """One text per row, or a collection of texts per row; collections of one each count as texts."""
+        own = [(label,) if isinstance(label, str) else tuple(label) for label in labels]
+        classes = sorted({label for row in own for label in row})
+        index = {label: number for number, label in enumerate(classes)}
+        targets = np.zeros((len(own), len(classes)), dtype=np.bool_)
+        for number, row in enumerate(own):
+            targets[number, [index[label] for label in row]] = True
+        return cls(tuple(classes), targets, any(len(row) != 1 for row in own))
+
+    @property
+    def metric(self) -> str:
+        """What is measured: accuracy, or mean average precision over classes where a row may have several."""
+        return "mAP" if self.several else "accuracy"
+
+
+@dataclass(frozen=True)
+class Round:
+    """One fit: where its rows are [n] and [m], and the names of their parts."""
+
+    train: NDArray[np.intp]
+    test: NDArray[np.intp]
+    fitted: tuple[str, ...]
+    tested: tuple[str, ...]
+
+
+def rounds(
+    labels: Labels,
     parts: Sequence[str],
-    fit_predict: FitPredict,
-    *,
     train: Collection[str] | None = None,
     test: Collection[str] | None = None,
-) -> dict[str, Any]:
-    """Fit on some parts of the rows and test on others.
+) -> list[Round]:
+    """The fits of an evaluation.
 
     Args:
-        features: [n, D].
-        labels: One label per row.
+        labels: Of all rows.
         parts: The split or fold of every row.
-        fit_predict: The classifier.
         train: Parts to fit on.
-        test: Parts to test on; both None = every part in turn against a fit of all others.
-
-    Returns:
-        `accuracy` over all tested rows, its 95 % Wilson interval `low, high`, `n_train` of one fit, `n_test`
-        over all, `classes` and `parts {name: accuracy}`.
+        test: Parts to test on; both None or empty = every part in turn against a fit of all others.
 
     Raises:
-        AlmosaicError: Shapes that do not fit, non-finite features, parts without rows or that overlap, or a
-            tested label that no training row has.
+        AlmosaicError: A part without rows, parts that overlap, or other labels in training than in the test.
     """
-    rows, names, groups = _checked(features, labels, parts)
-    right: dict[str, NDArray[np.bool_]] = {}
-    n_train = 0
-    for fitted, tested in _rounds(groups, train, test):
-        inside = np.isin(groups, list(fitted))
-        unseen = sorted(set(names[np.isin(groups, list(tested))]) - set(names[inside]))
-        if unseen:
-            raise AlmosaicError(
-                f"expected training clips of every tested label, found none of {', '.join(unseen[:5])} in "
-                f"{', '.join(fitted)}; choose other parts"
-            )
-        n_train = int(inside.sum())
-        where = np.isin(groups, list(tested))
-        predicted = fit_predict(rows[inside], names[inside], rows[where])
-        correct = predicted == names[where]
-        right.update({part: correct[groups[where] == part] for part in tested})
-    total = sum(len(part) for part in right.values())
-    hits = sum(int(part.sum()) for part in right.values())
-    low, high = wilson_interval(hits, total)
+    groups = np.asarray(parts, dtype=np.str_)
+    if len(groups) != len(labels.targets):
+        raise AlmosaicError(
+            f"expected a part for each of {len(labels.targets)} labels, found {len(groups)} parts"
+        )
+    found: list[Round] = []
+    for fitted, tested in _part_names(groups, train, test):
+        inside, outside = (np.flatnonzero(np.isin(groups, names)) for names in (fitted, tested))
+        _check_labels(labels, inside, outside, fitted, tested, strict=bool(train or test))
+        found.append(Round(inside, outside, tuple(fitted), tuple(tested)))
+    return found
+
+
+def checked(features: ArrayLike, rows: int) -> Features:
+    """Features [n, ...] of so many rows as float32; AlmosaicError where they do not fit or are not finite."""
+    found = np.asarray(features, dtype=np.float32)
+    if found.ndim < 2 or len(found) != rows:
+        raise AlmosaicError(f"expected features [n, D] with n labels, found {found.shape} and {rows}")
+    if not np.isfinite(found).all():
+        bad = int((~np.isfinite(found).reshape(rows, -1).all(axis=1)).sum())
+        raise AlmosaicError(f"expected finite features, found {bad} of {rows} rows with NaN or infinity")
+    return found
+
+
+def run_rounds(features: ArrayLike, labels: Labels, fits: Sequence[Round], fit: Fit) -> list[Scores]:
+    """Scores [m, C] of the test rows of every round."""
+    rows = checked(features, len(labels.targets))
+    return [fit(rows[one.train], labels.targets[one.train], rows[one.test]) for one in fits]
+
+
+def counts(labels: Labels, fits: Sequence[Round]) -> dict[str, Any]:
+    """`n_train` of one fit, `n_test` over all, and `classes`."""
     return {
-        "accuracy": hits / total,
-        "low": low,
-        "high": high,
-        "n_train": n_train,
-        "n_test": total,
-        "classes": len(set(names)),
-        "parts": {part: float(correct.mean()) for part, correct in right.items()},
+        "n_train": len(fits[-1].train),
+        "n_test": sum(len(one.test) for one in fits),
+        "classes": len(labels.classes),
     }
 
 
-def _checked(
-    features: ArrayLike, labels: Sequence[str], parts: Sequence[str]
-) -> tuple[Features, Labels, Labels]:
-    rows = np.asarray(features, dtype=np.float32)
-    if rows.ndim != 2 or not len(rows) == len(labels) == len(parts):
-        found = f"{rows.shape}, {len(labels)} and {len(parts)}"
-        raise AlmosaicError(f"expected features [n, D] with n labels and n parts, found {found}")
-    if not np.isfinite(rows).all():
-        bad = int((~np.isfinite(rows).all(axis=1)).sum())
-        raise AlmosaicError(f"expected finite features, found {bad} of {len(rows)} rows with NaN or infinity")
-    return rows, np.asarray(labels, dtype=np.str_), np.asarray(parts, dtype=np.str_)
+def _check_labels(
+    labels: Labels,
+    inside: NDArray[np.intp],
+    outside: NDArray[np.intp],
+    fitted: Sequence[str],
+    tested: Sequence[str],
+    *,
+    strict: bool,
+) -> None:
+    """Tested labels must be trained; with `strict` also the other way round: folds may lack a rare label."""
+    trained, asked = (
+        {labels.classes[place] for place in np.flatnonzero(labels.targets[rows].any(axis=0))}
+        for rows in (inside, outside)
+    )
+    only_train, only_test = sorted(trained - asked), sorted(asked - trained)
+    if not only_test and not (strict and only_train):
+        return
+    said = [
+        f"only in {', '.join(names)}: {', '.join(own[:5])}{' ...' if len(own) > 5 else ''}"
+        for names, own in ((fitted, only_train if strict else []), (tested, only_test))
+        if own
+    ]
+    raise AlmosaicError(
+        f"expected the same labels in training ({', '.join(fitted)}) and test ({', '.join(tested)}), found "
+        f"{'; '.join(said)}; choose other parts or mend the labels"
+    )
 
 
-def _rounds(
-    groups: Labels, train: Collection[str] | None, test: Collection[str] | None
+def _part_names(
+    groups: NDArray[np.str_], train: Collection[str] | None, test: Collection[str] | None
 ) -> Iterator[tuple[list[str], list[str]]]:
     """The parts to fit on and to test on, fit by fit."""
     found = sorted({str(part) for part in groups})
     for part in (*(train or ()), *(test or ())):
         if part not in found:
-            raise AlmosaicError(f"expected rows of part {part!r}, found parts {', '.join(found)}")
-    if train is None and test is None:
+            raise AlmosaicError(
+                f"expected rows of part {part!r}, found parts {', '.join(found)}; choose among these"
+            )
+    if not train and not test:
         if len(found) < 2:
             raise AlmosaicError(f"expected at least 2 parts to test one against the others, found {found}")
         for part in found:
             yield [other for other in found if other != part], [part]
         return
-    fitted = (
-        [part for part in found if part in train] if train else [p for p in found if p not in (test or ())]
-    )
-    tested = (
-        [part for part in found if part in test] if test else [p for p in found if p not in (train or ())]
-    )
+    fitted = [part for part in found if (part in train if train else part not in (test or ()))]
+    tested = [part for part in found if (part in test if test else part not in (train or ()))]
     shared = sorted(set(fitted) & set(tested))
     if shared or not fitted or not tested:
         raise AlmosaicError(

@@ -1,10 +1,12 @@
 """The figures of an evaluation as rows of text: for the terminal, and for the tables of report.html."""
 
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
+from almosaic.evaluation.cells import Table, number, percent, points
 from almosaic.evaluation.controls import AUDIO, CONDITIONS, ORACLE
+from almosaic.evaluation.probe_tables import probe_tables
 
 Results = Mapping[str, Any]
 NAMES = {
@@ -28,25 +30,17 @@ CAPTION_COLUMNS = {
 }
 
 
-class Table(NamedTuple):
-    """A titled table of texts; the first column names the row."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-
-
 def tables(results: Results) -> list[Table]:
     """All tables of an evaluation, in the order of the report; parts that were not run have none."""
     found: list[Table] = []
     asked: Mapping[str, Any] = results.get("question_answering") or {}
-    for number, (name, score) in enumerate(asked.items()):
-        if number == 0:
+    for place, (name, score) in enumerate(asked.items()):
+        if place == 0:
             found.append(question_table(name, score))
     if len(asked) > 1:
         found.append(model_table(asked))
     if results.get("probe"):
-        found.append(probe_table(results["probe"]))
+        found += probe_tables(results["probe"])
     for name, score in (results.get("captioning") or {}).items():
         found.append(caption_table(name, score))
     return found
@@ -92,20 +86,6 @@ def model_table(asked: Mapping[str, Any]) -> Table:
         shares = [percent(gap["accuracy"]), control]
         rows.append([name, *shares, points(gap["gap"]), interval, str(2 * gap["pairs"])])
     return Table("The same questions, several models", header, rows)
-
-
-def probe_table(probes: Sequence[Mapping[str, Any]]) -> Table:
-    """One line per set of frozen features and protocol."""
-    rows = []
-    for probe in probes:
-        layer = "last" if probe["layer"] is None else str(probe["layer"])
-        layer = "" if "SVM" in probe["protocol"] else layer
-        protocol = f"kNN, k = {probe['k']}" if probe["protocol"] == "knn" else probe["protocol"]
-        interval = f"{percent(probe['low'])} to {percent(probe['high'])}"
-        counts = f"{probe['n_train']} / {probe['n_test']}"
-        rows.append([probe["features"], protocol, layer, percent(probe["accuracy"]), interval, counts])
-    header = ["features", "classifier", "layer", "accuracy", "95 %", "clips train / test"]
-    return Table("Labels read from frozen features", header, rows)
 
 
 def caption_table(name: str, score: Mapping[str, Any]) -> Table:
@@ -167,18 +147,3 @@ def skipped(results: Results) -> dict[str, str]:
     for name, score in (results.get("captioning") or {}).items():
         found |= {f"{metric} of {name}": reason for metric, reason in score["skipped"].items()}
     return found
-
-
-def percent(share: float | None) -> str:
-    """0.885 -> 88.5 %."""
-    return "–" if share is None else f"{100 * share:.1f} %"
-
-
-def points(difference: float) -> str:
-    """A difference of shares in percentage points, with its sign."""
-    return f"{100 * difference:+.1f}".replace("-", "−")
-
-
-def number(value: float | None) -> str:
-    """Two decimals."""
-    return "–" if value is None else f"{value:.2f}"

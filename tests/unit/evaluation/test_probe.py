@@ -1,176 +1,192 @@
+"""Probes of encoders on sets: which rows come out, with their controls, and what is refused."""
+
+import json
+
 import numpy as np
 import pytest
+import soundfile
 from helpers_tiny import WINDOW_FRAMES, tiny_encoder
 
-from almosaic.data.manifest import ManifestRow
-from almosaic.errors import AlmosaicError
-from almosaic.evaluation.knn import knn
-from almosaic.evaluation.probe import (
-    HAND_FEATURES,
-    ProbeClips,
-    ProbeSettings,
-    encoder_rows,
-    hand_features,
-    linear_probe,
-)
-from almosaic.evaluation.splits import accuracy_over_parts
+from almosaic.errors import AlmosaicError, AudioError
+from almosaic.evaluation.labelled_sets import LabelledSet, ProbeClips
+from almosaic.evaluation.probe import HAND_FEATURES, MAJORITY, ProbeSettings, open_encoders, set_rows
+from almosaic.evaluation.readouts import ReadoutSettings
 from almosaic.features import AudioMosaicFeatureExtractor, log_mel_fbank
+from almosaic.layer_features import HandReader, layer_features
+
+EXTRACTOR = AudioMosaicFeatureExtractor(window_frames=WINDOW_FRAMES)
+QUICK = ReadoutSettings(epochs=6, seeds=(0, 1))
 
 
-def clusters(spread=0.3, rows=30, size=8, seed=0):
-    """Three labels around three centres; the parts are a, b, c in turn."""
-    rng = np.random.default_rng(seed)
-    labels = np.repeat(["dog", "cat", "rain"], rows)
-    centres = {name: 3 * rng.standard_normal(size) for name in ("dog", "cat", "rain")}
-    features = np.stack([centres[name] for name in labels]) + spread * rng.standard_normal((3 * rows, size))
-    return features, list(labels), ["abc"[i % 3] for i in range(3 * rows)]
+def tone(number, seconds=0.5):
+    """Low tones for odd numbers, high ones for even numbers."""
+    rng = np.random.default_rng(number)
+    hertz = rng.uniform(200, 300) if number % 2 else rng.uniform(2000, 3000)
+    time = np.arange(int(16_000 * seconds)) / 16_000
+    return (0.3 * np.sin(2 * np.pi * hertz * time)).astype(np.float32)
 
 
-@pytest.mark.parametrize("probe", [linear_probe, knn])
-def test_separable_labels_are_found_and_random_ones_are_not(probe):
-    features, labels, parts = clusters()
-    good = probe(features, labels, parts, train=["a", "b"], test=["c"])
-    assert good["accuracy"] == 1.0 and good["high"] == 1.0
-    assert (good["n_train"], good["n_test"]) == (60, 30)
-    shuffled = np.random.default_rng(1).permutation(labels)
-    chance = probe(features, list(shuffled), parts, train=["a", "b"], test=["c"])
-    assert chance["low"] < 1 / 3 < chance["high"] + 0.1 and chance["accuracy"] < 0.65
+def tones(count=24, **more):
+    labels = tuple("low" if number % 2 else "high" for number in range(count))
+    parts = tuple(["train"] * (count - 8) + ["test"] * 8)
+    ids = tuple(map(str, range(count)))
+    return ProbeClips(ids, labels, parts, tone, "tones", **{"train": ("train",), "test": ("test",), **more})
 
 
-@pytest.mark.parametrize("probe", [linear_probe, knn])
-def test_without_parts_every_fold_is_tested_once(probe):
-    features, labels, parts = clusters()
-    result = probe(features, labels, parts)
-    assert set(result["parts"]) == {"a", "b", "c"}
-    assert result["n_test"] == 90 and result["n_train"] == 60
+def write_set(folder, **columns):
+    """A manifest of 12 tones in three folds of two splits."""
+    rows = []
+    for number in range(12):
+        soundfile.write(folder / f"{number}.wav", tone(number), 16_000)
+        row = {"id": f"c{number}", "audio": f"{number}.wav", "fold": number // 4 + 1}
+        row |= {"split": "dev" if number >= 8 else "train", "labels": ["low" if number % 2 else "high"]}
+        rows.append(row | {name: values[number] for name, values in columns.items()})
+    path = folder / "manifest.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
-def test_each_tested_part_has_an_accuracy_of_its_own():
-    features, labels, parts = clusters()
-    wrong = [label if part != "c" else "dog" for label, part in zip(labels, parts, strict=True)]
-    result = knn(features, wrong, parts, train=["a"], test=["b", "c"])
-    assert result["parts"] == {"b": 1.0, "c": pytest.approx(1 / 3)}
-    assert result["accuracy"] == pytest.approx(2 / 3) and result["n_test"] == 60
+def test_every_protocol_has_a_row_beside_its_controls(tmp_path):
+    protocols = ("linear", "knn", "per_layer", "weighted_sum", "attentive")
+    settings = ProbeSettings(protocols=protocols, neighbours=3, readout=QUICK, untrained=True)
+    readers = open_encoders({"pretrained": (tiny_encoder(1), EXTRACTOR)}, settings)
+    calls = []
+    rows = set_rows("tones", tones(), readers, settings, tmp_path, lambda *done: calls.append(done))
+    found = [(row["features"], row["protocol"], row["layer"], row["seed"]) for row in rows]
+    each = [
+        ("linear", None, 0),
+        ("knn", None, None),
+        ("per_layer", 0, 0),
+        ("per_layer", 1, 0),
+        ("weighted_sum", "all", [0, 1]),
+        ("attentive", "all", [0, 1]),
+    ]
+    assert found == [
+        *(("pretrained", *row) for row in each),
+        *(("untrained", *row) for row in each),
+        (HAND_FEATURES, "linear SVM", None, 0),
+        (MAJORITY, "majority", None, None),
+    ]
+    assert all(row["set"] == "tones" and row["metric"] == "accuracy" for row in rows)
+    assert all((row["n_train"], row["n_test"], row["classes"]) == (16, 8, 2) for row in rows)
+    assert {row["pooling"] for row in rows[:12]} == {"mean"}
+    assert rows[-2]["score"] == 1.0 and rows[-1]["score"] == 0.5
+    assert rows[0]["interval"] == "bootstrap over clips" and rows[4]["interval"] == "t over 2 seeds"
+    assert calls == [(number, 24) for number in range(1, 25)]
+    # Without a final norm the output is the last block's; the row of the block is that of the encoder.
+    assert rows[3]["score"] == rows[0]["score"]
 
 
-def test_standardisation_makes_the_scale_of_a_feature_irrelevant():
-    features, labels, parts = clusters(spread=2.0)
-    scaled = features * np.logspace(-4, 4, features.shape[1]) + 100
-    plain, other = (linear_probe(x, labels, parts, train=["a", "b"], test=["c"]) for x in (features, scaled))
-    assert other["accuracy"] == pytest.approx(plain["accuracy"], abs=0.04)
+def test_one_layer_may_be_chosen(tmp_path):
+    settings = ProbeSettings(layer=0, neighbours=3, hand_features=False, majority=False)
+    readers = open_encoders({"a": (tiny_encoder(1), EXTRACTOR)}, settings)
+    rows = set_rows("tones", tones(), readers, settings, tmp_path)
+    assert [row["layer"] for row in rows] == [0, 0]
+    every = settings.model_copy(update={"layer": None, "protocols": ("per_layer",)})
+    blocks = set_rows("tones", tones(), readers, every, tmp_path)
+    assert rows[0]["score"] == blocks[0]["score"] and rows[0]["regularisation"] == blocks[0]["regularisation"]
+    with pytest.raises(AlmosaicError, match="layer 7 does not exist; the encoder has blocks 0 to 1"):
+        open_encoders({"a": (tiny_encoder(1), EXTRACTOR)}, ProbeSettings(layer=7))
 
 
-def test_the_strength_is_chosen_inside_the_training_rows():
-    """Test rows that contradict the training rows must not move the choice."""
-    features, labels, parts = clusters(spread=3.0)
-    wrong = [label if part != "c" else "dog" for label, part in zip(labels, parts, strict=True)]
-    first = linear_probe(features, labels, parts, train=["a", "b"], test=["c"])
-    second = linear_probe(features, wrong, parts, train=["a", "b"], test=["c"])
-    assert first["regularisation"] == second["regularisation"]
+def test_the_untrained_control_has_the_shape_and_its_own_seed():
+    def readers(*encoders, seed=0):
+        named = {f"e{number}": (encoder, EXTRACTOR) for number, encoder in enumerate(encoders)}
+        return open_encoders(named, ProbeSettings(untrained=True, hand_features=False, seed=seed))
+
+    first, again, other = (readers(tiny_encoder(1), tiny_encoder(2), seed=seed) for seed in (0, 0, 1))
+    assert list(first) == ["e0", "e1", "untrained"]
+    weights = [found["untrained"].tower.blocks[0].mlp.fc1.weight for found in (first, again, other)]
+    assert (weights[0] == weights[1]).all() and not (weights[0] == weights[2]).any()
+    two = readers(tiny_encoder(1), tiny_encoder(1, num_hidden_layers=1))
+    assert list(two) == ["e0", "e1", "untrained e0", "untrained e1"]
+    assert two["untrained e1"].rows == (2, 32)
 
 
-def test_one_row_per_label_still_fits():
-    result = linear_probe(
-        [[0.0, 1], [1, 0], [0, 1], [1, 0]],
-        ["a", "b", "a", "b"],
-        ["x", "x", "y", "y"],
-        train=["x"],
-        test=["y"],
+def test_a_set_by_splits_and_by_folds(tmp_path):
+    manifest = write_set(tmp_path)
+    by_split = ProbeClips.from_set("s", LabelledSet(manifest=manifest, train=("train",), test=("dev",)))
+    _, (one,) = by_split.rounds()
+    assert (one.train.tolist(), one.test.tolist()) == (list(range(8)), list(range(8, 12)))
+    _, fits = ProbeClips.from_set("s", LabelledSet(manifest=manifest, by="fold")).rounds()
+    assert [fit.tested for fit in fits] == [("1",), ("2",), ("3",)] and len(fits[0].train) == 8
+    _, (held,) = ProbeClips.from_set("s", LabelledSet(manifest=manifest, by="fold", test=("3",))).rounds()
+    assert held.fitted == ("1", "2")
+    few = LabelledSet(manifest=manifest, by="fold", clips_per_label=1)
+    assert ProbeClips.from_set("s", few).ids == ("c0", "c1", "c4", "c5", "c8", "c9")
+    np.testing.assert_allclose(by_split.waveform(3), tone(3), atol=1e-4)
+
+
+def test_folds_give_a_t_interval(tmp_path):
+    clips = ProbeClips.from_set("s", LabelledSet(manifest=write_set(tmp_path), by="fold"))
+    settings = ProbeSettings(protocols=("knn", "weighted_sum"), neighbours=1, readout=QUICK)
+    readers = open_encoders({"a": (tiny_encoder(1), EXTRACTOR)}, settings)
+    rows = set_rows("s", clips, readers, settings, tmp_path)
+    assert {row["interval"] for row in rows} == {"t over 3 folds"}
+    assert all(set(row["parts"]) == {"1", "2", "3"} for row in rows)
+    assert rows[0]["score"] == pytest.approx(np.mean(list(rows[0]["parts"].values())))
+
+
+def test_several_labels_are_judged_by_map(tmp_path):
+    labels = [["tone", "low"] if number % 2 else ["tone"] for number in range(12)]
+    clips = ProbeClips.from_set(
+        "s", LabelledSet(manifest=write_set(tmp_path, labels=labels), train=("train",), test=("dev",))
     )
-    assert result["accuracy"] == 1.0 and result["regularisation"] == [1.0]
-
-
-def test_knn_is_cosine_and_votes():
-    train = [[1, 0], [2, 0.1], [0.1, 5], [0, 9], [0.2, 7]]
-    labels = ["x", "x", "y", "y", "y"]
-    features, parts = [*train, [100.0, 1], [0.01, 0.01]], ["a"] * 5 + ["b"] * 2
-    assert knn(features, [*labels, "x", "x"], parts, train=["a"], test=["b"], k=2)["accuracy"] == 1.0
-    # Five neighbours are the whole training set: the majority wins whatever the direction.
-    assert knn(features, [*labels, "y", "y"], parts, train=["a"], test=["b"], k=5)["accuracy"] == 1.0
-    with pytest.raises(AlmosaicError, match="k of at least 1"):
-        knn(features, [*labels, "y", "y"], parts, train=["a"], test=["b"], k=0)
-
-
-def test_equal_votes_go_to_the_nearer_neighbours():
-    features = [[1, 0], [1, 0.1], [0.5, 1], [0.4, 1], [1, 0.05]]
-    for near, far in (("x", "y"), ("y", "x")):
-        labels = [near, near, far, far, near]
-        assert knn(features, labels, ["a"] * 4 + ["b"], train=["a"], test=["b"], k=4)["accuracy"] == 1.0
+    settings = ProbeSettings(protocols=("linear", "knn", "attentive"), neighbours=3, readout=QUICK)
+    readers = open_encoders({"a": (tiny_encoder(1), EXTRACTOR)}, settings)
+    rows = set_rows("s", clips, readers, settings, tmp_path)
+    assert {row["metric"] for row in rows} == {"mAP"}
+    # "tone" is in every clip: its precision is 1 whatever is said; "low" is in half of them.
+    assert rows[-1]["features"] == MAJORITY and rows[-1]["score"] == pytest.approx(0.75)
+    assert rows[0]["score"] == 1.0 and rows[-2]["score"] == 1.0
+    assert all(row["low"] <= row["score"] <= row["high"] for row in rows if "bootstrap" in row["interval"])
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("settings", "columns", "message"),
     [
-        ({"train": ["z"]}, "expected rows of part 'z', found parts a, b, c"),
-        ({"train": ["a"], "test": ["a"]}, "do not overlap"),
-        ({"train": ["a", "b", "c"]}, "do not overlap"),
-        ({"features": np.ones((90, 2, 2))}, "features \\[n, D\\]"),
-        ({"labels": ["dog"]}, "features \\[n, D\\]"),
-        ({"features": np.full((90, 2), np.nan)}, "90 of 90 rows"),
-        ({"parts": ["a"] * 90}, "at least 2 parts"),
-        ({"labels": ["dog"] * 89 + ["new"], "train": ["a", "b"]}, "none of new in a, b"),
+        ({"by": "fold", "test": ("5",)}, {}, r"s: .*jsonl has no fold '5', only 1, 2, 3; choose among these"),
+        ({"train": ("train",), "test": ("test",)}, {}, r"has no split 'test', only dev, train"),
+        (
+            {"train": ("train",), "test": ("dev",)},
+            {"labels": [["low"], ["rare"], *[["low"]] * 6, *[["high"]] * 4]},
+            r"expected the same labels .*only in train: low, rare; only in dev: high",
+        ),
+        ({"train": ("train",), "test": ("dev",)}, {"labels": [[]] * 12}, "clip 'c0' .* has no labels"),
+        ({"by": "fold"}, {"fold": [None] * 12}, "no row of .* has a fold"),
     ],
 )
-def test_wrong_input_is_one_clear_line(change, message):
-    features, labels, parts = clusters()
-    arguments = {"features": features, "labels": labels, "parts": parts, **change}
+def test_a_set_that_cannot_be_used_is_one_clear_line(tmp_path, settings, columns, message):
+    manifest = write_set(tmp_path, **columns)
     with pytest.raises(AlmosaicError, match=message) as caught:
-        accuracy_over_parts(**arguments, fit_predict=lambda x, y, z: np.repeat(y[:1], len(z)))
+        ProbeClips.from_set("s", LabelledSet(manifest=manifest, **settings)).rounds()
     assert "\n" not in str(caught.value)
 
 
-def tones(count=24):
-    """Short clips of two labels: low and high tones."""
-    rng = np.random.default_rng(0)
-    time = np.arange(8000) / 16_000
-    waves, labels = [], []
-    for number in range(count):
-        hertz = rng.uniform(200, 300) if number % 2 else rng.uniform(2000, 3000)
-        waves.append((0.3 * np.sin(2 * np.pi * hertz * time)).astype(np.float32))
-        labels.append("low" if number % 2 else "high")
-    parts = ["train"] * (count - 10) + ["test"] * 8 + ["other"] * 2
-    return ProbeClips(tuple(labels), tuple(parts), waves.__getitem__)
+def test_splits_must_be_named_and_folds_need_not():
+    with pytest.raises(ValueError, match="name the splits to fit on and to test on"):
+        LabelledSet(manifest="x.jsonl")
+    assert LabelledSet(manifest="x.jsonl", by="fold").test == ()
 
 
-def test_hand_features_are_mean_and_deviation_per_band():
+def test_a_clip_that_cannot_be_read_stops_the_probe_by_name(tmp_path):
+    manifest = write_set(tmp_path)
+    (tmp_path / "9.wav").write_bytes(b"RIFF")
+    soundfile.write(tmp_path / "3.wav", np.zeros(100, np.float32), 16_000)
+    clips = ProbeClips.from_set("s", LabelledSet(manifest=manifest, by="fold"))
+    with pytest.raises(AudioError, match="clip 'c9' cannot be used"):
+        clips.waveform(9)
+    with pytest.raises(AudioError, match=r"clip 'c3' cannot be used: .* too short"):
+        layer_features({HAND_FEATURES: HandReader()}, clips, tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_hand_features_are_mean_and_deviation_per_band(tmp_path):
     import torch
 
-    wave = tones().waveform(0)
-    log_mel = log_mel_fbank(torch.from_numpy(wave)[None])[0][0].numpy()
-    vector = hand_features(wave)
+    found = layer_features({"hand": HandReader()}, tones(), tmp_path)["hand"]
+    log_mel = log_mel_fbank(torch.from_numpy(tone(3))[None])[0][0].numpy()
+    vector = found.at(None)[3]
     assert vector.shape == (256,) and vector.dtype == np.float32
-    assert vector[:128] == pytest.approx(log_mel.mean(0)) and vector[128:] == pytest.approx(log_mel.std(0))
-
-
-def test_encoder_rows_probe_every_encoder_beside_hand_features(tmp_path):
-    extractor = AudioMosaicFeatureExtractor(window_frames=WINDOW_FRAMES)
-    tiny_encoder(1).save_pretrained(tmp_path)
-    extractor.save_pretrained(tmp_path)
-    calls = []
-    rows = encoder_rows(
-        {"pretrained": tmp_path, "untrained": (tiny_encoder(2), extractor)},
-        tones(),
-        ProbeSettings(layers=(0, None), neighbours=3),
-        lambda done, total: calls.append((done, total)),
-    )
-    assert [(row["features"], row["layer"], row["protocol"]) for row in rows] == [
-        ("pretrained", 0, "linear"),
-        ("pretrained", 0, "knn"),
-        ("pretrained", None, "linear"),
-        ("pretrained", None, "knn"),
-        ("untrained", 0, "linear"),
-        ("untrained", 0, "knn"),
-        ("untrained", None, "linear"),
-        ("untrained", None, "knn"),
-        (HAND_FEATURES, None, "linear SVM"),
-    ]
-    assert all(row["n_train"] == 14 and row["n_test"] == 8 for row in rows)
-    assert rows[-1]["accuracy"] == 1.0
-    assert calls[-1] == (5 * 22, 5 * 22) and len(calls) == 5 * 22
-
-
-def test_clips_of_a_manifest_need_one_label(tmp_path):
-    row = ManifestRow("a", "a.wav", tmp_path / "a.wav", split="train", labels=("dog",))
-    assert ProbeClips.from_manifest([row]).labels == ("dog",)
-    with pytest.raises(AlmosaicError, match=r"clip 'a': a probe needs one label and a fold, found labels"):
-        ProbeClips.from_manifest([row], "fold")
+    assert vector[:128] == pytest.approx(log_mel.mean(0), abs=1e-5)
+    assert vector[128:] == pytest.approx(log_mel.std(0), abs=1e-5)

@@ -43,13 +43,10 @@ def question_score(listens=True):
     )
 
 
-def probe_row(features, protocol, accuracy, **more):
-    row = {"features": features, "protocol": protocol, "layer": None, "pooling": "mean", "seed": 0}
-    return (
-        row
-        | {"accuracy": accuracy, "low": 0.1, "high": 0.9, "n_train": 30, "n_test": 10, "classes": 4}
-        | more
-    )
+def probe_row(features, protocol, score, **more):
+    row = {"set": "tones", "features": features, "protocol": protocol, "layer": None, "pooling": "mean"}
+    row |= {"seed": 0, "metric": "accuracy", "score": score, "low": 0.1, "high": 0.9}
+    return row | {"interval": "bootstrap over clips", "n_train": 30, "n_test": 10, "classes": 4} | more
 
 
 def everything():
@@ -151,10 +148,10 @@ def test_long_examples_lose_their_player_not_their_picture(tmp_path):
 def test_results_are_written_in_one_step_with_their_schema(tmp_path):
     path = write_results(tmp_path / "new", everything())
     read = json.loads(path.read_text())
-    assert read["schema_version"] == 1
+    assert read["schema_version"] == 2
     assert read["question_answering"]["instruct"]["gap"]["gap"] == 0.5
     with pytest.raises(AlmosaicError, match="value that JSON cannot"):
-        write_results(tmp_path / "new", {"probe": [{"accuracy": float("nan")}]})
+        write_results(tmp_path / "new", {"probe": [{"score": float("nan")}]})
     assert json.loads(path.read_text()) == read
     assert [entry.name for entry in path.parent.iterdir()] == ["results.json"]
     (tmp_path / "file").touch()

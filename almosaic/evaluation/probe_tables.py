@@ -1,0 +1,100 @@
+"""Probe results as tables: all figures of one set, or encoders against sets, and scores block by block."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from almosaic.evaluation.cells import Table, percent, with_margin
+
+Rows = Sequence[Mapping[str, Any]]
+PER_LAYER = "per_layer"
+NAMES = {"weighted_sum": "weighted sum", "majority": ""}
+
+
+def probe_tables(rows: Rows) -> list[Table]:
+    """One set in detail, or encoders and protocols against sets; blocks in a table of their own."""
+    found = [score_table(rows) if len(sets_of(rows)) > 1 else detail_table(rows)]
+    curves = layer_curves(rows)
+    if curves and len(sets_of(rows)) > 1:
+        found.append(layer_table(curves))
+    return found
+
+
+def sets_of(rows: Rows) -> dict[str, str]:
+    """Set -> its metric, in the order of the rows."""
+    return {row["set"]: row["metric"] for row in rows}
+
+
+def detail_table(rows: Rows) -> Table:
+    """One line per set of frozen features, protocol and layer."""
+    lines = []
+    for row in rows:
+        layer = {None: "last"}.get(row["layer"], str(row["layer"]))
+        layer = layer if row["pooling"] in ("mean", "mean_valid", "cls") else ""
+        counts = f"{row['n_train']} / {row['n_test']}"
+        interval = f"{percent(row['low'])} to {percent(row['high'])}"
+        lines.append([row["features"], shown_protocol(row), layer, percent(row["score"]), interval, counts])
+    (metric,) = set(sets_of(rows).values())
+    header = ["features", "classifier", "layer", metric, "95 %", "clips train / test"]
+    return Table("Labels read from frozen features", header, lines)
+
+
+def score_table(rows: Rows) -> Table:
+    """One line per encoder and protocol, one column per set, the mean over sets last."""
+    sets = sets_of(rows)
+    lines: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["protocol"] != PER_LAYER:
+            lines.setdefault((row["features"], shown_protocol(row)), {})[row["set"]] = row
+    header = [
+        "features",
+        "probe",
+        *(name if metric == "accuracy" else f"{name} ({metric})" for name, metric in sets.items()),
+        "mean",
+    ]
+    body = []
+    for (features, protocol), own in lines.items():
+        cells = [
+            with_margin(own[name]["score"], own[name]["low"], own[name]["high"]) if name in own else "–"
+            for name in sets
+        ]
+        whole = len(own) == len(sets)
+        mean = f"{100 * np.mean([row['score'] for row in own.values()]):.1f}" if whole else "–"
+        body.append([features, protocol, *cells, mean])
+    over = ", ".join(dict.fromkeys(row["interval"] for row in rows))
+    return Table(f"Labels read from frozen features, in %, ± half the 95 % interval ({over})", header, body)
+
+
+def layer_curves(rows: Rows) -> dict[str, dict[str, list[float]]]:
+    """Encoder -> set (and `mean` over all) -> score of every block; empty without `per_layer`."""
+    curves: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        if row["protocol"] == PER_LAYER:
+            curves.setdefault(row["features"], {}).setdefault(row["set"], []).append(row["score"])
+    for own in curves.values():
+        if len(own) > 1:
+            own["mean"] = np.mean(list(own.values()), axis=0).tolist()
+    return curves
+
+
+def layer_table(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Table:
+    """Mean over sets of the linear probe on every block."""
+    blocks = max(len(own["mean"]) for own in curves.values())
+    body = []
+    for name, own in curves.items():
+        cells = [f"{100 * score:.1f}" for score in own["mean"]]
+        body.append([name, *cells, *["–"] * (blocks - len(cells))])
+    header = ["features", *(f"block {number}" for number in range(blocks))]
+    return Table("Linear probe block by block, mean over sets, in %", header, body)
+
+
+def shown_protocol(row: Mapping[str, Any]) -> str:
+    """The protocol in words, with k and with the layer where one was chosen."""
+    name: str = NAMES.get(row["protocol"], row["protocol"])
+    if row["protocol"] == "knn":
+        name = f"kNN, k = {row['k']}"
+    if row["protocol"] == PER_LAYER:
+        return "linear"
+    chosen = isinstance(row["layer"], int)
+    return f"{name}, layer {row['layer']}" if chosen else name
