@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from almosaic.alm import AlmosaicForConditionalGeneration, AlmosaicProcessor
-from almosaic.alm.projectors import MLPProjectorSettings, QFormerProjectorSettings
+from almosaic.alm.projectors import MLPProjectorSettings, PoolProjectorSettings, QFormerProjectorSettings
 from almosaic.encoder import AudioMosaicConfig, AudioMosaicModel
 from almosaic.features import AudioMosaicFeatureExtractor
 
@@ -92,6 +92,7 @@ def tiny_model(
     tokenizer = tiny_tokenizer(folder / "tokenizer")
     settings = {
         "mlp": MLPProjectorSettings(queries=QUERIES),
+        "pool": PoolProjectorSettings(queries=QUERIES),
         "qformer": QFormerProjectorSettings(queries=QUERIES, hidden_size=32, layers=2, heads=2),
     }[projector]
     model = AlmosaicForConditionalGeneration.from_parts(

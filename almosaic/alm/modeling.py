@@ -16,12 +16,7 @@ from almosaic.alm.adapters import inject_lora
 from almosaic.alm.configuration import AlmosaicConfig
 from almosaic.alm.layout import AudioLayout
 from almosaic.alm.processing import AUDIO_TOKEN, add_audio_token
-from almosaic.alm.projectors import (
-    MLPProjectorSettings,
-    QFormerProjectorSettings,
-    build_projector,
-    projector_settings,
-)
+from almosaic.alm.projectors import ProjectorSettings, build_projector, projector_settings
 from almosaic.alm.sources import describe_source, portable_source
 from almosaic.alm.templates import choose_template, end_token_id
 from almosaic.encoder.modeling import AudioMosaicModel
@@ -72,7 +67,7 @@ class AlmosaicForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         cls,
         audio_tower: AudioMosaicModel,
         language_model: Any,
-        projector: MLPProjectorSettings | QFormerProjectorSettings,
+        projector: ProjectorSettings,
         tokenizer: Any,
         *,
         layer: int | None = None,
@@ -158,9 +153,8 @@ class AlmosaicForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         return patch_tokens
 
     def _project(self, tokens: Tensor) -> Tensor:
-        audio_tokens: Tensor = self.multi_modal_projector(
-            tokens.to(self.multi_modal_projector.output_norm.weight.dtype)
-        )
+        dtype = next(self.multi_modal_projector.parameters()).dtype
+        audio_tokens: Tensor = self.multi_modal_projector(tokens.to(dtype))
         return audio_tokens
 
     def forward(

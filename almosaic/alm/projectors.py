@@ -31,15 +31,43 @@ class QFormerProjectorSettings(Settings):
     heads: int = Field(4, ge=1)
 
 
-ProjectorSettings = Annotated[MLPProjectorSettings | QFormerProjectorSettings, Field(discriminator="name")]
+class PoolProjectorSettings(Settings):
+    """`pool`: time pooled to `queries`, one linear layer (LTU, section 3).
+
+    `layout` is what the token axis is taken for: `true` reads it as it is, time-major; `released` repeats the
+    published code, which averages over 8 blocks of time and 2 neighbouring bands instead of over frequency.
+    """
+
+    name: Literal["pool"] = "pool"
+    queries: int = Field(32, ge=1)
+    layout: Literal["true", "released"] = "true"
+
+
+ProjectorSettings = Annotated[
+    MLPProjectorSettings | QFormerProjectorSettings | PoolProjectorSettings, Field(discriminator="name")
+]
 
 
 class Projector(nn.Module):
-    """What all projectors share: the last LayerNorm, whose gain puts audio tokens on the scale of words."""
+    """What all projectors share: their number of tokens and how loud those are."""
 
-    def __init__(self, queries: int, llm_width: int) -> None:
+    def __init__(self, queries: int) -> None:
         super().__init__()
         self.queries = queries
+
+    def set_output_scale(self, scale: float) -> None:
+        """Set the standard deviation of the audio tokens, normally that of the word embeddings."""
+        raise NotImplementedError
+
+    def check_time_patches(self, time_patches: int) -> None:
+        """Refuse a window with fewer time patches than this projector needs, as AlmosaicError."""
+
+
+class NormedProjector(Projector):
+    """Ends in a LayerNorm, whose gain puts audio tokens on the scale of words."""
+
+    def __init__(self, queries: int, llm_width: int) -> None:
+        super().__init__(queries)
         self.output_norm = nn.LayerNorm(llm_width)
 
     @torch.no_grad()
@@ -47,11 +75,43 @@ class Projector(nn.Module):
         """Set the standard deviation of the audio tokens, normally that of the word embeddings."""
         self.output_norm.weight.fill_(scale)
 
+
+class PoolProjector(Projector):
+    """Mean over frequency, time pooled to `Q` steps, / 50, LayerNorm without gain and bias, Linear."""
+
+    def __init__(self, settings: PoolProjectorSettings, encoder_width: int, llm_width: int) -> None:
+        super().__init__(settings.queries)
+        self.layout = settings.layout
+        self.input_norm = nn.LayerNorm(encoder_width, elementwise_affine=False)
+        self.linear = nn.Linear(encoder_width, llm_width)
+
+    @torch.no_grad()
+    def set_output_scale(self, scale: float) -> None:
+        """Redraw the linear layer so that its outputs, whose inputs have deviation 1, have this one."""
+        self.linear.weight.normal_(std=scale / math.sqrt(self.linear.in_features))
+        self.linear.bias.zero_()
+
     def check_time_patches(self, time_patches: int) -> None:
-        """Refuse a window with fewer time patches than this projector needs, as AlmosaicError."""
+        """Refuse a window with fewer time patches than `queries`, as AlmosaicError."""
+        _check_pooled(self.queries, time_patches, "pool")
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Patch tokens [sum W, Tp, Fp, D] to pooled ones [sum W, Q, D]."""
+        windows, time, bands, width = tokens.shape
+        if self.layout == "released":
+            time_steps = tokens.reshape(windows, bands, time, width).mean(dim=1)
+        else:
+            time_steps = tokens.mean(dim=2)
+        return functional.adaptive_avg_pool1d(time_steps.transpose(1, 2), self.queries).transpose(1, 2) / 50.0
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Patch tokens [sum W, Tp, Fp, D] to audio tokens [sum W, Q, H]; AlmosaicError when Q > Tp."""
+        self.check_time_patches(tokens.shape[1])
+        projected: Tensor = self.linear(self.input_norm(self.pool(tokens)))
+        return projected
 
 
-class MLPProjector(Projector):
+class MLPProjector(NormedProjector):
     """Pool to `Q` time steps, LayerNorm, Linear, GELU, Linear, LayerNorm."""
 
     def __init__(self, settings: MLPProjectorSettings, encoder_width: int, llm_width: int) -> None:
@@ -63,11 +123,7 @@ class MLPProjector(Projector):
 
     def check_time_patches(self, time_patches: int) -> None:
         """Refuse a window with fewer time patches than `queries`, as AlmosaicError."""
-        if self.queries > time_patches:
-            raise AlmosaicError(
-                f"the mlp projector pools time to {self.queries} tokens but a window has {time_patches} time "
-                f"patches; set projector.queries to at most {time_patches}, or use name: qformer"
-            )
+        _check_pooled(self.queries, time_patches, "mlp")
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Patch tokens [sum W, Tp, Fp, D] to audio tokens [sum W, Q, H]; AlmosaicError when Q > Tp."""
@@ -79,7 +135,7 @@ class MLPProjector(Projector):
         return projected
 
 
-class QFormerProjector(Projector):
+class QFormerProjector(NormedProjector):
     """Learned queries over the tokens of one window, through the library's own Q-Former."""
 
     def __init__(self, settings: QFormerProjectorSettings, encoder_width: int, llm_width: int) -> None:
@@ -117,16 +173,24 @@ class QFormerProjector(Projector):
         return projected
 
 
-def build_projector(
-    settings: MLPProjectorSettings | QFormerProjectorSettings, encoder_width: int, llm_width: int
-) -> Projector:
+def _check_pooled(queries: int, time_patches: int, name: str) -> None:
+    if queries > time_patches:
+        raise AlmosaicError(
+            f"the {name} projector pools time to {queries} tokens but a window has {time_patches} time "
+            f"patches; set projector.queries to at most {time_patches}, or use name: qformer"
+        )
+
+
+def build_projector(settings: ProjectorSettings, encoder_width: int, llm_width: int) -> Projector:
     """The projector that `settings` describes, from encoder width `D` to language model width `H`."""
     if isinstance(settings, MLPProjectorSettings):
         return MLPProjector(settings, encoder_width, llm_width)
+    if isinstance(settings, PoolProjectorSettings):
+        return PoolProjector(settings, encoder_width, llm_width)
     return QFormerProjector(settings, encoder_width, llm_width)
 
 
-def projector_settings(fields: dict[str, Any]) -> MLPProjectorSettings | QFormerProjectorSettings:
+def projector_settings(fields: dict[str, Any]) -> ProjectorSettings:
     """The settings object of a saved dictionary; pydantic.ValidationError when a key does not fit."""
-    adapter: TypeAdapter[MLPProjectorSettings | QFormerProjectorSettings] = TypeAdapter(ProjectorSettings)
+    adapter: TypeAdapter[ProjectorSettings] = TypeAdapter(ProjectorSettings)
     return adapter.validate_python(fields)

@@ -8,12 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from almosaic.alm import AlmosaicForConditionalGeneration, AlmosaicProcessor
-from almosaic.alm.projectors import MLPProjectorSettings, QFormerProjectorSettings
+from almosaic.alm.projectors import MLPProjectorSettings, ProjectorSettings
 from almosaic.encoder import AudioMosaicModel
 from almosaic.errors import AlmosaicError
 from almosaic.loading import load_model
-
-Projector = MLPProjectorSettings | QFormerProjectorSettings
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def open_language_model(name: str | Path, dtype: Any = "auto") -> tuple[Any, Any
 
 
 def join_parts(
-    parts: Parts, projector: Projector | None, layer: int | None, *, trains_words: bool
+    parts: Parts, projector: ProjectorSettings | None, layer: int | None, *, trains_words: bool
 ) -> tuple[AlmosaicForConditionalGeneration, AlmosaicProcessor]:
     """A model with a fresh projector and its processor; in single precision where `trains_words`.
 
@@ -73,7 +71,7 @@ def join_parts(
 
 
 def open_start(
-    parts: Parts, projector: Projector | None, layer: int | None
+    parts: Parts, projector: ProjectorSettings | None, layer: int | None
 ) -> tuple[AlmosaicForConditionalGeneration, AlmosaicProcessor]:
     """The model and processor of an earlier stage, whose projector and layer stay.
 
