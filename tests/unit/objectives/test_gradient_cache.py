@@ -65,7 +65,7 @@ def test_in_bfloat16():
     for name, gradient in gradients.items():
         if name != "objective.fc_norm.bias":  # 0 but for rounding: BatchNorm takes the mean off
             distance = (gradient - whole[1][name]).norm() / whole[1][name].norm()
-            assert distance < 0.02, f"{name}: {distance}"
+            assert distance < 0.05, f"{name}: {distance}"
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
