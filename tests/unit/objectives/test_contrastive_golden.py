@@ -1,7 +1,7 @@
 """Stored figures of the loss and of one whole step, so that a lone clone notices a change.
 
-They were written when the loss and the step of the released code agreed in every array (tests/parity). Weights
-and inputs are arithmetic, so that no random generator can change them.
+They were written when loss and step agreed with the released code in every array (tests/parity). Weights and
+inputs are arithmetic, so that no random generator can change them.
 """
 
 import json
