@@ -4,9 +4,9 @@
     python -m data_prep.shards recordings shards/mine
 
 The audio is copied byte for byte, with a JSON file beside each clip that holds the other columns of its row.
-Every split gets archives of its own, `train-000000.tar` and so on (`clips-...` for rows without a split), in
-an order drawn from `--seed`: training mixes the clips of a few archives at a time. `OUT` appears when all of it
-is written. In a recipe: `data: [{name: shards, shards: "shards/mine/train-*.tar"}]`.
+Every split gets archives of its own, `train-000000.tar` and so on (`clips-...` for rows without one), in an
+order drawn from `--seed`: training mixes the clips of a few archives at a time. `OUT` appears when all is
+written. In a recipe: `data: [{name: shards, shards: "shards/mine/train-*.tar"}]`.
 """
 
 import argparse

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from almosaic.audio import AUDIO_SUFFIXES
 from almosaic.data.clips import StoredClips
@@ -98,7 +99,8 @@ class ShardClips(StoredClips):
         super().__init__(crop_seconds, seed)
         self.shards = [Path(shard) for shard in shards]
         with ThreadPoolExecutor(_INDEXERS) as threads:
-            found = list(threads.map(index_shard, self.shards))
+            indexed = threads.map(index_shard, self.shards)
+            found = list(tqdm(indexed, "index", len(self.shards), leave=False, unit="archive", disable=None))
         self.blocks = [len(index.names) for index in found]
         self._ends = list(accumulate(self.blocks))
         self._places = np.concatenate([np.zeros((0, 6), np.int64), *(index.places for index in found)])
