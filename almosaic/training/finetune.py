@@ -29,7 +29,7 @@ from almosaic.training.labelled_batches import LabelledBatches
 from almosaic.training.log_mel_pool import LogMelPool, PoolDataset, collate_pool, measure_statistics
 from almosaic.training.optim import OptimSettings
 from almosaic.training.selection import Examiner, Metric, SelectionCallback, load_best
-from almosaic.training.waveform_pool import ClipStarts, WaveformPool, window_seconds
+from almosaic.training.waveform_pool import WaveformPool, WindowClips
 
 logger = logging.getLogger(__name__)
 PARTS = {"encoder": "encoder", "head": ""}
@@ -64,9 +64,9 @@ class FinetuneSettings(Settings):
         spec_augment: a masked band and stretch of time in every window.
         feature_noise: noise and a small shift of normalised windows.
         weighted: weighted sampling.
-        crop_seconds: what is used of a longer clip; None = one window.
-        random_crop: training draws where the crop begins, anew in every epoch; else it is the clip's start.
-        cache: keep all training clips in memory, as decoded `waveforms` or as `log_mels` (float16).
+        random_crop: training draws its window of a longer clip, anew in every epoch; else it is the first.
+        cache: keep the clips of training and of the choice in memory, as decoded `waveforms`; or those of
+            training as `log_mels` (float16).
         bad_clip_share: the run stops when more than this share of the clips cannot be used.
         optim: length, batch, learning rate.
     """
@@ -88,7 +88,6 @@ class FinetuneSettings(Settings):
     spec_augment: SpecAugment | None = None
     feature_noise: FeatureNoise | None = None
     weighted: WeightedSampling | None = None
-    crop_seconds: float | None = Field(default=None, gt=0)
     random_crop: bool = False
     cache: Literal["none", "waveforms", "log_mels"] = "none"
     bad_clip_share: float = Field(default=0.01, ge=0, lt=1)
@@ -110,7 +109,7 @@ class FinetuneSettings(Settings):
             )
         if self.cache != "none" and self.random_crop:
             raise AlmosaicError(
-                f"cache: {self.cache} keeps one crop of a clip, but random_crop draws another in every "
+                f"cache: {self.cache} keeps one window of a clip, but random_crop draws another in every "
                 "epoch; set cache: none or random_crop: false"
             )
         if self.mixup and self.loss == "ce":
@@ -176,7 +175,7 @@ def finetune(
     trainer = _trainer(settings, model, extractor, rows, clips, folder=folder, seed=seed, stage=stage)
     if settings.select_on != "last":
         chosen = rows.validation or [row for part in rows.test.values() for row in part]
-        examiner = _examiner(settings, chosen, rows.classes, extractor)
+        examiner = _examiner(settings, chosen, rows.classes, extractor, keep=settings.cache != "none")
         trainer.add_callback(SelectionCallback(trainer, examiner, settings, folder))
     trainer.run(resume)
     best = None if settings.select_on == "last" else load_best(model, folder)
@@ -216,11 +215,6 @@ def _check_rows(settings: FinetuneSettings, rows: LabelledRows, stage: str) -> N
     )
 
 
-def _clips(settings: FinetuneSettings, rows: Rows, extractor: AudioMosaicFeatureExtractor) -> ClipSource:
-    """The starts of clips."""
-    return ClipStarts(rows, settings.crop_seconds or window_seconds(extractor.window_frames))
-
-
 def _training_clips(
     settings: FinetuneSettings,
     rows: LabelledRows,
@@ -230,10 +224,8 @@ def _training_clips(
 ) -> _Clips:
     """The training clips, in memory where the settings ask for it."""
     workers, bad = settings.optim.workers, BadClips(len(rows.train), settings.bad_clip_share)
-    source = _clips(settings, rows.train, extractor)
-    if settings.random_crop:
-        seconds = settings.crop_seconds or window_seconds(extractor.window_frames)
-        source = ManifestClips(rows.train, seconds, draws.key(seed, stage, "crop"))
+    crop_seed = draws.key(seed, stage, "crop") if settings.random_crop else None
+    source: ClipSource = WindowClips(rows.train, extractor, crop_seed)
     if settings.cache == "waveforms":
         source = WaveformPool(source, bad, workers)
     log_mels = LogMelPool.build(source, bad, workers) if settings.cache == "log_mels" else None
@@ -287,12 +279,16 @@ def _examiner(
     rows: Rows,
     classes: tuple[str, ...],
     extractor: AudioMosaicFeatureExtractor,
+    keep: bool = False,
 ) -> Examiner:
+    """Scores whole clips, or the window that the front end keeps; `keep` decodes once for all looks."""
+    bad, workers = BadClips(len(rows), settings.bad_clip_share), settings.optim.workers
+    first = extractor.long_clips == "first"
+    source = WindowClips(rows, extractor, None) if first else ManifestClips(rows)
     return Examiner(
-        *(_clips(settings, rows, extractor), Targets(rows, classes), extractor),
+        *(WaveformPool(source, bad, workers) if keep else source, Targets(rows, classes), extractor, bad),
         batch_size=settings.optim.batch_size,
-        workers=settings.optim.workers,
-        bad_clip_share=settings.bad_clip_share,
+        workers=workers,
     )
 
 

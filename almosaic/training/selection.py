@@ -21,9 +21,8 @@ from almosaic.data.datasets import PretrainDataset
 from almosaic.data.labelled import Targets
 from almosaic.errors import AlmosaicError
 from almosaic.evaluation import metrics
-from almosaic.features import AudioMosaicFeatureExtractor, log_mel_fbank
+from almosaic.features import AudioMosaicFeatureExtractor
 from almosaic.training.checkpoints import whole_folder
-from almosaic.training.labelled_batches import first_window
 from almosaic.training.trainer import AlmosaicTrainer
 
 if TYPE_CHECKING:
@@ -35,21 +34,23 @@ WEIGHTS = "model.safetensors"
 
 
 class Examiner:
-    """Scores a classifier on clips without any augmentation, in float32, in the order of the rows."""
+    """Scores a classifier on clips without any augmentation, in float32, in the order of the rows.
+
+    The logits of a clip of several windows are their mean, as in inference.
+    """
 
     def __init__(
         self,
         source: ClipSource,
         targets: Targets,
         extractor: AudioMosaicFeatureExtractor,
+        bad: BadClips,
         *,
         batch_size: int,
         workers: int,
-        bad_clip_share: float,
     ) -> None:
-        self.source, self.targets, self.extractor = source, targets, extractor
+        self.source, self.targets, self.extractor, self.bad = source, targets, extractor, bad
         self.batch_size, self.workers = batch_size, workers
-        self.bad = BadClips(len(source), bad_clip_share)
 
     def scores(self, model: Any, loss: str) -> dict[str, float]:
         """What `classifier_scores` says of the `clips` that can be read; `bad_clips` are those left out."""
@@ -81,10 +82,10 @@ class Examiner:
     def _logits(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
         device = model.device
         with torch.autocast(device.type, enabled=False):
-            log_mel, frames = log_mel_fbank(batch["waveforms"].to(device), batch["lengths"].to(device))
-            window, frames = first_window(log_mel, frames, self.extractor.window_frames)
-            features, real, _ = self.extractor.cut(window, frames)
-            logits: Tensor = model(features, input_features_mask=real).logits
+            features, real, windows = self.extractor.featurize(
+                batch["waveforms"].to(device), batch["lengths"].to(device)
+            )
+            logits: Tensor = model(features, input_features_mask=real, audio_windows=windows).logits
         return logits.float().cpu()
 
 

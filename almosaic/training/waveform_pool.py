@@ -1,4 +1,4 @@
-"""Decoded clips: their starts alone, and all of them kept in memory."""
+"""Decoded clips of a classifier: as long as training needs them, and all of them kept in memory."""
 
 from collections.abc import Sequence
 
@@ -12,24 +12,32 @@ from almosaic.data.clips import BadClips, ClipSource, ManifestClips
 from almosaic.data.datasets import PretrainDataset, bad_rows
 from almosaic.data.manifest import ManifestRow
 from almosaic.errors import AudioError
-from almosaic.features import FRAME_SAMPLES, HOP_SAMPLES, SAMPLING_RATE
+from almosaic.features import FRAME_SAMPLES, HOP_SAMPLES, SAMPLING_RATE, AudioMosaicFeatureExtractor
 
 
-class ClipStarts(ManifestClips):
-    """The first `crop_seconds` of every clip, in every epoch; no more is decoded."""
+class WindowClips(ManifestClips):
+    """One window of every clip: its start, or a crop drawn by (seed, epoch, clip); no more is decoded.
 
-    def __init__(self, rows: Sequence[ManifestRow], crop_seconds: float) -> None:
-        super().__init__(rows, crop_seconds)
-        self.seconds = crop_seconds
+    Clips are also cut and padded as the front end's `max_samples` and `min_samples` say.
+    """
+
+    def __init__(
+        self, rows: Sequence[ManifestRow], extractor: AudioMosaicFeatureExtractor, crop_seed: int | None
+    ) -> None:
+        window = FRAME_SAMPLES + (extractor.window_frames - 1) * HOP_SAMPLES
+        self.samples = min(window, extractor.max_samples or window)
+        self.least = extractor.min_samples
+        self.crop_seed = crop_seed
+        super().__init__(rows, self.samples / SAMPLING_RATE, crop_seed or 0)
 
     def waveform(self, index: int, epoch: int) -> NDArray[np.float32]:
-        """The clip, or its start."""
-        return load_audio(self.paths[index], duration_seconds=self.seconds)
-
-
-def window_seconds(window_frames: int) -> float:
-    """Length of the sound that fills a window."""
-    return (FRAME_SAMPLES + (window_frames - 1) * HOP_SAMPLES) / SAMPLING_RATE
+        """The window [S]."""
+        if self.crop_seed is not None:
+            waveform = super().waveform(index, epoch)
+        else:
+            waveform = load_audio(self.paths[index], duration_seconds=self.crop_seconds)
+        waveform = waveform[: self.samples]
+        return np.pad(waveform, (0, max(0, self.least - len(waveform))))
 
 
 class WaveformPool:
