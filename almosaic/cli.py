@@ -131,19 +131,7 @@ def _add_model_verbs(verbs: Any) -> None:
     generate.add_argument("--temperature", type=float, default=0.0, help="0 = always the likeliest word")
     generate.set_defaults(run=_generate)
 
-    export = verbs.add_parser("export", help="write a complete Hugging Face checkpoint")
-    export.add_argument(
-        "paths", metavar="RUN OUT", nargs="+", type=Path, help="only OUT with --from-released"
-    )
-    export.add_argument("--merge", action="store_true", help="fold LoRA into the language model")
-    export.add_argument(
-        "--from-released", metavar="FILE", type=Path, help="convert a released AudioMosaic checkpoint"
-    )
-    export.add_argument(
-        "--preset", default="audioset", help="front end of the released weights (default: audioset)"
-    )
-    export.set_defaults(run=_export)
-
+    _add_export(verbs)
     demo = verbs.add_parser("demo", help="a chat page in the browser, on this machine only")
     demo.add_argument("model", metavar="MODEL", help=_MODEL)
     demo.add_argument(
@@ -152,6 +140,38 @@ def _add_model_verbs(verbs: Any) -> None:
     demo.add_argument("--port", type=int, default=7860)
     demo.add_argument("--share", action="store_true", help="also publish a public link through gradio.live")
     demo.set_defaults(run=_demo)
+
+
+def _add_export(verbs: Any) -> None:
+    export = verbs.add_parser("export", help="write a complete Hugging Face checkpoint")
+    export.add_argument(
+        "paths", metavar="RUN OUT", nargs="+", type=Path, help="only OUT with --from-released, --to-released"
+    )
+    export.add_argument("--merge", action="store_true", help="fold LoRA into the language model")
+    released = export.add_mutually_exclusive_group()
+    released.add_argument(
+        "--from-released", metavar="FILE", type=Path, help="convert published AudioMosaic weights to a folder"
+    )
+    released.add_argument(
+        "--to-released", metavar="MODEL", type=Path, help="write an encoder or classifier in that format"
+    )
+    published = export.add_argument_group("with --from-released")
+    published.add_argument(
+        "--preset",
+        help="data set of the release: audioset (default), esc50, speech_commands, envsdd, ltu",
+    )
+    published.add_argument(
+        "--labels", metavar="FILE", type=Path, help="CSV index,mid,display_name, or one class a line"
+    )
+    published.add_argument(
+        "--std-factor",
+        type=float,
+        choices=(1.0, 2.0),
+        help="2 divides by 2 std, as in training; 1 as in the preprocessing beside the released weights",
+    )
+    published.add_argument("--heads", type=int, metavar="N", help="attention heads (default: of 64 channels)")
+    published.add_argument("--probe-layer", type=int, metavar="N", help="0-based block that a probe reads")
+    export.set_defaults(run=_export)
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
@@ -284,20 +304,31 @@ def _list_failed(failed: Sequence[str], total: int) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    from almosaic import released
     from almosaic.export import export
-    from almosaic.outputs import convert_released
     from almosaic.training.callbacks import quiet_library
 
-    wanted = 1 if arguments.from_released else 2
+    wanted = 1 if arguments.from_released or arguments.to_released else 2
     if len(arguments.paths) != wanted:
         raise AlmosaicError(
-            "export takes RUN OUT, or --from-released FILE OUT;"
+            "export takes RUN OUT, --from-released FILE OUT or --to-released MODEL OUT;"
             f" found {' '.join(map(str, arguments.paths))} ({len(arguments.paths)} paths instead of {wanted})"
+        )
+    options = {
+        name: value
+        for name in ("preset", "labels", "std_factor", "heads", "probe_layer")
+        if (value := getattr(arguments, name)) is not None
+    }
+    if options and not arguments.from_released:
+        raise AlmosaicError(
+            f"expected --{next(iter(options)).replace('_', '-')} with --from-released alone; leave it out"
         )
     out = arguments.paths[-1]
     with quiet_library():
         if arguments.from_released:
-            convert_released(arguments.from_released, out, arguments.preset)
+            released.convert_released(arguments.from_released, out, **options)
+        elif arguments.to_released:
+            released.write_released(arguments.to_released, out)
         else:
             export(arguments.paths[0], out, merge=arguments.merge)
     say(f"wrote {out}")

@@ -7,15 +7,17 @@ from typing import Any
 
 from almosaic.alm import AlmosaicForConditionalGeneration
 from almosaic.alm.tuning import merge_adapters
+from almosaic.encoder import AudioMosaicForAudioClassification
 from almosaic.errors import AlmosaicError
-from almosaic.loading import load_model, model_folder
+from almosaic.features import AudioMosaicFeatureExtractor
+from almosaic.loading import load_model, load_whole, model_folder
 
 
 def export(run_or_model: str | Path, out: str | Path, merge: bool = True) -> Path:
     """Write a full checkpoint that the Auto classes load with equal logits, and a README.md.
 
     Args:
-        run_or_model: a run folder (its last stage), or a model folder; encoders too.
+        run_or_model: a run folder (its last stage), or a model folder; encoders and classifiers too.
         out: a new or empty folder.
         merge: add LoRA adapters to the weights; otherwise they stay beside them.
 
@@ -29,7 +31,7 @@ def export(run_or_model: str | Path, out: str | Path, merge: bool = True) -> Pat
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise AlmosaicError(f"{out} exists and is not an empty folder; choose another or clear it")
     folder = model_folder(run_or_model)
-    model, processor = load_model(folder, device="cpu")
+    model, processor = _load_with_head(folder)
     if merge and isinstance(model, AlmosaicForConditionalGeneration):
         merge_adapters(model)
     # Under another name until it is whole: a full disk or a key press leaves no folder that looks finished.
@@ -39,6 +41,15 @@ def export(run_or_model: str | Path, out: str | Path, merge: bool = True) -> Pat
     (partial / "README.md").write_text(model_card(model, _run_of(folder)), encoding="utf-8")
     partial.replace(out)
     return out
+
+
+def _load_with_head(folder: Path) -> tuple[Any, Any]:
+    """What `load_model` loads, but a classifier with its head."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("architectures") != [AudioMosaicForAudioClassification.__name__]:
+        return load_model(folder, device="cpu")
+    model = load_whole(AudioMosaicForAudioClassification, folder)
+    return model.eval(), AudioMosaicFeatureExtractor.from_pretrained(folder)
 
 
 def save_full(model: Any, processor: Any, out: str | Path) -> None:
@@ -54,8 +65,7 @@ def save_full(model: Any, processor: Any, out: str | Path) -> None:
 
 def model_card(model: Any, run: Path | None) -> str:
     """A model card: how to load it, its parts, and the scores and recipe of `run` where there are any."""
-    listens = isinstance(model, AlmosaicForConditionalGeneration)
-    sections = [_front_matter(listens), _usage(listens), "## Parts\n\n" + _parts(model, listens)]
+    sections = [_front_matter(model), _usage(model), "## Parts\n\n" + _parts(model)]
     if run is not None and (scores := _read(run / "results.json")):
         table = _score_table(json.loads(scores))
         sections.append(f"## Scores\n\nAs the run measured them, controls included.\n\n{table}")
@@ -64,23 +74,34 @@ def model_card(model: Any, run: Path | None) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(listens: bool) -> str:
-    task = "audio-text-to-text" if listens else "feature-extraction"
-    kind = "An audio-language model" if listens else "An audio encoder"
+def _front_matter(model: Any) -> str:
+    task, kind = "feature-extraction", "An audio encoder"
+    if isinstance(model, AlmosaicForConditionalGeneration):
+        task, kind = "audio-text-to-text", "An audio-language model"
+    elif isinstance(model, AudioMosaicForAudioClassification):
+        task, kind = "audio-classification", "A classifier of sounds"
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags:\n- almosaic\n- audio\n---\n\n"
-        f"# {kind} trained with almosaic"
+        f"# {kind} made with almosaic"
     )
 
 
-def _usage(listens: bool) -> str:
-    if listens:
+def _usage(model: Any) -> str:
+    if isinstance(model, AlmosaicForConditionalGeneration):
         code = (
             "from almosaic import generate, load_model\n\n"
             'model, processor = load_model("path/to/this/folder")\n'
             'ask = [{"type": "audio"}, {"type": "text", "text": "What do you hear?"}]\n'
             'row = {"messages": [{"role": "user", "content": ask}], "audios": ["clip.wav"]}\n'
             'print(next(generate(model, processor, [row]))["prediction"])'
+        )
+    elif isinstance(model, AudioMosaicForAudioClassification):
+        code = (
+            "import almosaic.encoder  # makes the library know this kind of model\n"
+            "from almosaic import load_audio\n"
+            "from transformers import pipeline\n\n"
+            'classify = pipeline("audio-classification", model="path/to/this/folder")\n'
+            'print(classify(load_audio("clip.wav")))  # mono at 16 kHz, any length'
         )
     else:
         code = (
@@ -92,12 +113,15 @@ def _usage(listens: bool) -> str:
     return f"```python\n{code}\n```"
 
 
-def _parts(model: Any, listens: bool) -> str:
+def _parts(model: Any) -> str:
+    listens = isinstance(model, AlmosaicForConditionalGeneration)
     tower = model.config.audio_config if listens else model.config
     lines = [
         f"- audio encoder: {tower.num_hidden_layers} blocks of width {tower.hidden_size}, "
         f"windows of {tower.window_frames} frames"
     ]
+    if isinstance(model, AudioMosaicForAudioClassification):
+        lines.append(f"- head: {model.config.num_labels} classes on the read-out {model.config.readout}")
     if listens:
         config = model.config
         lines.append(f"- projector: {config.projector['name']}, {config.queries} audio tokens per window")

@@ -1,4 +1,4 @@
-"""Files in, files out: embeddings and answers for many clips, and published checkpoints in our format."""
+"""Files in, files out: embeddings and answers for many clips."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -7,24 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from almosaic.alm import AlmosaicForConditionalGeneration
 from almosaic.data.formats import question
-from almosaic.encoder import AudioMosaicForAudioClassification, AudioMosaicModel
-from almosaic.encoder.conversion import from_released
 from almosaic.errors import AlmosaicError
-from almosaic.features import AudioMosaicFeatureExtractor, FrontEndSettings
 from almosaic.inference import embed, generate
 from almosaic.loading import load_model
-from almosaic.objectives.pretraining import AudioMosaicForPreTraining
 from almosaic.training.callbacks import quiet_library
-from almosaic.training.checkpoints import whole_folder
 
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".webm"}
 EMBEDDING_SUFFIXES = (".safetensors", ".npz", ".jsonl")
-RELEASED_CLASSES = (AudioMosaicModel, AudioMosaicForPreTraining, AudioMosaicForAudioClassification)
 
 Advance = Callable[[], object]
 
@@ -188,38 +181,3 @@ def continue_answers(out: Path, prompt: str) -> set[str]:
         with out.open("r+b") as file:
             file.truncate(len(whole))
     return answered
-
-
-def convert_released(file: Path, out: Path, preset: str) -> None:
-    """Write a published AudioMosaic checkpoint as a model folder with its front end.
-
-    Raises:
-        AlmosaicError: unreadable, not such a checkpoint, an unknown preset, or `out` is not empty.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise AlmosaicError(f"{out} exists and is not an empty folder; choose another or clear it")
-    config, weights = from_released(_read_weights(file), preset)
-    model_class = next(c for c in RELEASED_CLASSES if c.__name__ == config.architectures[0])
-    model = model_class(config)
-    model.load_state_dict(weights)
-    front_end = FrontEndSettings.model_validate({"preset": preset, "window_frames": config.window_frames})
-    with whole_folder(out) as temporary:
-        model.save_pretrained(temporary)
-        AudioMosaicFeatureExtractor.from_settings(front_end).save_pretrained(temporary)
-
-
-def _read_weights(file: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a .safetensors file, or of a torch file read without running code from it."""
-    if not file.is_file():
-        raise AlmosaicError(f"no file {file}")
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return dict(load_file(file))
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise AlmosaicError(f"{file} is no checkpoint that can be read: {error}") from None
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise AlmosaicError(f"{file}: expected a dictionary of tensors, found {type(loaded).__name__}")
-    return loaded

@@ -64,10 +64,11 @@ class AudioMosaicConfig(PreTrainedConfig):  # type: ignore[misc]
         """Fill the derived width and refuse shapes that cannot be built."""
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
-        if self.hidden_size % self.num_attention_heads or self.hidden_size % 4:
+        heads = self.num_attention_heads
+        if heads < 1 or self.hidden_size % heads or self.hidden_size % 4:
             raise AlmosaicError(
                 f"expected a hidden_size that divides by num_attention_heads and by 4, "
-                f"found {self.hidden_size} with {self.num_attention_heads} heads: change one of the two"
+                f"found {self.hidden_size} with {heads} heads: change one of the two"
             )
         for name, choices in (
             ("final_norm", FinalNorm),

@@ -154,15 +154,17 @@ def _config_of(
             f"among {len(released)} keys (first: {', '.join(list(released)[:3])}): check the file"
         )
     (_, rows, width), patch = released["pos_embed"].shape, released["patch_embed.proj.weight"].shape[-1]
+    heads = width // HEAD_WIDTH if num_attention_heads is None else num_attention_heads
     if num_attention_heads is None and width % HEAD_WIDTH:
         raise AlmosaicError(
-            f"expected a width that is a multiple of {HEAD_WIDTH}, found {width}: give num_attention_heads"
+            f"expected a width that is a multiple of {HEAD_WIDTH}, found {width}: give num_attention_heads "
+            "(--heads)"
         )
     blocks = {match[1] for key in released if (match := re.match(r"blocks\.(\d+)\.", key))}
     config = AudioMosaicConfig(
         hidden_size=width,
         num_hidden_layers=len(blocks),
-        num_attention_heads=num_attention_heads or width // HEAD_WIDTH,
+        num_attention_heads=heads,
         intermediate_size=released["blocks.0.mlp.fc1.weight"].shape[0],
         patch_size=patch,
         window_frames=(rows - 1) // max(1, MEL_BINS // max(1, patch)) * patch,

@@ -1,4 +1,4 @@
-"""Files of answers and embeddings: what is continued, skipped, refused; converted checkpoints."""
+"""Files of answers and embeddings: what is continued, skipped, refused."""
 
 import json
 from pathlib import Path
@@ -106,26 +106,3 @@ def test_folders_are_opened_and_missing_files_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(AlmosaicError, match="holds no audio"):
         outputs.audio_files([str(tmp_path / "empty")])
-
-
-def test_a_published_checkpoint_becomes_a_model_folder(tmp_path: Path) -> None:
-    import torch
-
-    from almosaic.encoder import AudioMosaicConfig, AudioMosaicModel
-    from almosaic.loading import load_model
-
-    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "window_frames": 64}
-    model = AudioMosaicModel(AudioMosaicConfig(**sizes)).eval()
-    torch.save(
-        {f"module.{key}": value for key, value in model.state_dict().items()}, tmp_path / "released.pt"
-    )
-    outputs.convert_released(tmp_path / "released.pt", tmp_path / "out", "esc50")
-    converted, front_end = load_model(tmp_path / "out")
-    features = torch.randn(1, 64, 128)
-    torch.testing.assert_close(converted(features).pooler_output, model(features).pooler_output)
-    assert front_end.window_frames == 64 and front_end.mean == pytest.approx(-6.6268077)
-    with pytest.raises(AlmosaicError, match="not an empty folder"):
-        outputs.convert_released(tmp_path / "released.pt", tmp_path / "out", "esc50")
-    (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(AlmosaicError, match="no checkpoint that can be read"):
-        outputs.convert_released(tmp_path / "text.pt", tmp_path / "again", "esc50")
