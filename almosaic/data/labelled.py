@@ -38,6 +38,7 @@ class LabelledData(Settings):
         train: splits for training, where no fold is given.
         test: splits that are scored at the end, each by itself.
         validation_share: share of the training clips, by label, that is held out to choose the epoch.
+        group: column of which each value stays on one side of that draw, for example the source recording.
         validation_fold: this fold is held out instead.
         validation_split: this split is held out instead.
     """
@@ -48,6 +49,7 @@ class LabelledData(Settings):
     train: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     validation_share: float = Field(default=0.1, gt=0, lt=1)
+    group: str | None = None
     validation_fold: Fold | None = None
     validation_split: str | None = None
 
@@ -163,22 +165,47 @@ def _validation(data: LabelledData, rows: Rows, train: Rows, key: int) -> Rows:
     if data.validation_split is not None:
         _existing(data.manifest, "split", [data.validation_split], [row.split for row in rows])
         return [row for row in rows if row.split == data.validation_split]
-    return _held_out(train, data.validation_share, key)
+    return _held_out(train, data, key)
 
 
-def _held_out(train: Rows, share: float, key: int) -> Rows:
-    """A share of each label's rows, at least one where there are two; rows count by their rarest label."""
+def _held_out(train: Rows, data: LabelledData, key: int) -> Rows:
+    """A share of each label's rows, at least one group of them; rows count by their rarest label.
+
+    The rarest labels come first. Groups are taken in drawn order until the share is reached, never the last
+    one that a label has.
+    """
+    groups = [_group(row, data) for row in train]
+    brings: dict[str, Counter[str]] = defaultdict(Counter)
+    for row, name in zip(train, groups, strict=True):
+        brings[name].update(row.labels)
+    holders: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(brings, key=lambda name: draws.key(key, name)):
+        for label in brings[name]:
+            holders[label].append(name)
     counts = Counter(label for row in train for label in row.labels)
-    by_label: dict[str, list[int]] = defaultdict(list)
-    for index, row in enumerate(train):
-        if row.labels:
-            by_label[min(row.labels, key=lambda label: (counts[label], label))].append(index)
-    chosen: list[int] = []
-    for members in by_label.values():
-        order = np.argsort(draws.uniforms((key, "validation"), members, 1)[:, 0], kind="stable")
-        count = min(max(1, round(share * len(members))), len(members) - 1)
-        chosen += [members[place] for place in order[:count]]
-    return [train[index] for index in sorted(chosen)]
+    chosen, held = set[str](), Counter[str]()
+    for label in sorted(counts, key=lambda label: (counts[label], label)):
+        wanted = max(1, round(data.validation_share * counts[label]))
+        for name in holders[label]:
+            if held[label] >= wanted:
+                break
+            if name in chosen or any(held[one] + n >= counts[one] for one, n in brings[name].items()):
+                continue
+            chosen.add(name)
+            held.update(brings[name])
+    return [row for row, name in zip(train, groups, strict=True) if name in chosen]
+
+
+def _group(row: ManifestRow, data: LabelledData) -> str:
+    """The value of the group's column; every row by itself where none is named."""
+    if data.group is None:
+        return row.id
+    if (value := row.extra.get(data.group)) is None:
+        columns = ", ".join(sorted(row.extra)) or "none"
+        raise AlmosaicError(
+            f"{data.manifest}: row {row.id} has no column {data.group} (data.group); it has: {columns}"
+        )
+    return str(value)
 
 
 def _check_labels(manifest: Path, name: str, part: Rows, single: bool) -> None:
