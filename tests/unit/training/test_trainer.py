@@ -204,3 +204,34 @@ def test_an_error_in_a_worker_is_one_line_too(tmp_path):
         with pytest.raises(AlmosaicError) as caught:
             toy_trainer(tmp_path, collator=failing, workers=workers).run(False)
         assert str(caught.value) == "clip 3: expected a clip, found none; mend it"
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step_although_the_loss_is(tmp_path):
+    trainer = toy_trainer(tmp_path, save_steps=2)
+    weight, calls = trainer.model.head.weight, []
+    weight.register_hook(lambda gradient: gradient * (float("inf") if len(calls) == 4 else 1.0))
+    inner, before = trainer.prepare, []
+
+    def prepare(batch, epoch):
+        calls.append(1)
+        before[:] = [weights(trainer)]
+        return inner(batch, epoch)
+
+    trainer.prepare = prepare
+    expected = (
+        r"found loss 0\.\d+ and the first bad gradient in head\.weight at step 4; the step was not taken"
+    )
+    with pytest.raises(AlmosaicError, match=expected):
+        trainer.run(False)
+    assert all(torch.equal(value, before[0][name]) for name, value in weights(trainer).items())
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+def test_a_line_is_logged_before_each_checkpoint_so_that_no_average_spans_one(tmp_path):
+    whole = toy_trainer(tmp_path / "a", steps=11, log_steps=4, save_steps=6)
+    whole.run(False)
+    assert list(losses(whole)) == [4, 6, 8, 11]
+    part = toy_trainer(tmp_path / "b", steps=11, log_steps=4, save_steps=6)
+    (tmp_path / "a/checkpoint-6").rename(tmp_path / "b/checkpoint-6")
+    part.run(True)
+    assert losses(part) == losses(whole)
