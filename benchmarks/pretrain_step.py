@@ -3,10 +3,11 @@
     python -m benchmarks.pretrain_step --preset tiny --batch 8 16 32 64 --cache-chunk 0 8
 
 Input is random and on the device, so that only forward, backward and the AdamW step count. Every line comes
-from a process of its own, beside the matrix-product ceiling that it measured. `model` is the arithmetic of the
-step, without what is computed twice, as a share of that ceiling. `step GiB` is what the step adds to the memory
-of the idle process (on a CPU its resident set, on a GPU tensors). `monitors` is the time of effective rank and
-intrinsic dimension, which a training run measures only for the lines that it logs.
+from a process of its own, beside the matrix-product ceiling that it measured. `model` is the arithmetic of
+the step, without what is computed twice, as a share of that ceiling. `step GiB` is what the step adds to the
+memory of the idle process (on a CPU its resident set, on a GPU tensors). `monitors` is the time of effective
+rank and intrinsic dimension, which training measures only for the lines that it logs. With `--threads 1` on a
+CPU, seconds are those of the process: the wall time of a quiet machine.
 """
 
 import argparse
@@ -55,14 +56,16 @@ def arguments() -> argparse.Namespace:
 
 
 def seconds_each(run: Callable[[], Any], repeats: int, device: torch.device) -> float:
-    """Mean wall time of `run` after a call that warms up."""
+    """Mean time of `run` after a call that warms up."""
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
     run()
     wait(device)
-    start = time.perf_counter()
+    start = clock()
     for _ in range(repeats):
         run()
     wait(device)
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 def wait(device: torch.device) -> None:
