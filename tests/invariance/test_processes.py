@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit/training"))
-from stages import losses, make_parts, run_alm, run_pretrain, tiny_bank
+from stages import ENCODER, losses, make_parts, run_alm, run_pretrain, tiny_bank
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -27,7 +27,12 @@ parts = Parts(audio_tower=folder / "encoder/model", language_model=folder / "lm/
 run_alm(folder / "alm", parts, tiny_bank(), **json.loads(sys.argv[3]))
 (folder / f"world-{{dist.get_rank()}}").write_text(str(dist.get_world_size()))
 """
-PRETRAIN = {"optim": {"steps": 6, "batch_size": 8, "learning_rate": 3e-4}}
+PRETRAIN = {
+    "encoder": ENCODER | {"num_hidden_layers": 2, "drop_path_rate": 0.3},
+    "optim": {"steps": 6, "batch_size": 8, "learning_rate": 3e-4},
+}
+OBJECTIVE = {"name": "contrastive", "projection_hidden": 16, "projection_size": 8}
+IN_CHUNKS = {"objective": OBJECTIVE | {"cache_chunk": 3}}  # of the four clips that each process has
 ALM = {"cache_features": True, "optim": {"steps": 4, "batch_size": 4, "learning_rate": 1e-3}}
 
 
@@ -37,7 +42,7 @@ def test_two_gloo_processes_train_as_one(tmp_path):
     (tmp_path / "script.py").write_text(
         SCRIPT.format(helpers=str(Path(__file__).parents[1] / "unit/training"))
     )
-    arguments = [str(tmp_path), json.dumps(PRETRAIN), json.dumps(ALM)]
+    arguments = [str(tmp_path), json.dumps(PRETRAIN | IN_CHUNKS), json.dumps(ALM)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*torchrun, str(tmp_path / "script.py"), *arguments],
