@@ -1,10 +1,8 @@
 """Read-outs of the released probes: layer, weighted sum and attention, in the classifier of ours."""
 
 import pytest
-import torch
 from released import arrays, close, meta, model_of_weights, needs_oracle, weights
 
-from almosaic.encoder import AudioMosaicConfig, AudioMosaicForAudioClassification
 from almosaic.encoder.conversion import to_released
 
 pytestmark = needs_oracle
@@ -39,24 +37,3 @@ def test_what_a_frozen_encoder_leaves_trainable(name):
     probe.encoder.requires_grad_(False)
     trainable = {key for key, parameter in probe.named_parameters() if parameter.requires_grad}
     assert {key.removeprefix("readout.") for key in trainable} == set(described[name]["trainable"])
-
-
-def full_size(readout):
-    layer = 10 if readout == "layer" else None
-    with torch.device("meta"):
-        return AudioMosaicForAudioClassification(
-            AudioMosaicConfig.from_preset("base", num_labels=527, readout=readout, readout_layer=layer)
-        )
-
-
-@pytest.mark.parametrize("kind", ["layer_probe", "weighted_sum_probe", "attentive_probe"])
-def test_keys_and_counts_of_the_full_size_probes(kind):
-    described = meta("keys_vitb16_other_heads")[kind]
-    built = full_size(kind.removesuffix("_probe"))
-    released = to_released(built.config, built.state_dict())
-    classifier = meta("keys_vitb16_classifier")["keys"]
-    extra = {key: list(value.shape) for key, value in released.items() if key not in classifier}
-    assert extra == described["keys_not_in_classifier"] and len(released) == described["n_keys"]
-    assert built.num_parameters() == described["n_params"]
-    built.encoder.requires_grad_(False)
-    assert built.num_parameters(only_trainable=True) == described["n_trainable"]

@@ -79,6 +79,18 @@ def test_every_key_of_the_full_size_kinds():
     assert len(golden["encoder"]) == 152 and len(golden["pretraining"]) == 14
 
 
+@pytest.mark.parametrize(
+    ("classes", "frames", "parameters"),
+    [(50, 512, 85_493_042), (35, 128, 85_334_051), (11, 128, 85_315_595), (2, 1024, 85_652_738)],
+)
+def test_parameters_of_the_published_classifiers(classes, frames, parameters):
+    with torch.device("meta"):
+        model = CLASSIFIER(AudioMosaicConfig(num_labels=classes, window_frames=frames))
+    assert model.num_parameters() == parameters
+    config, _ = from_released(to_released(model.config, model.state_dict()))
+    assert (config.num_labels, config.window_frames) == (classes, frames)
+
+
 def test_labels_come_from_the_preset_and_shapes_from_the_tensors():
     released = released_of("classifier")
     config, _ = from_released(released, preset="esc50")
