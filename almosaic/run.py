@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from almosaic.curriculum import AlmStage, Curriculum, EvalStage, Stage, as_curriculum, is_path
+from almosaic.curriculum import AlmStage, Curriculum, EvalStage, FinetuneStage, Stage, as_curriculum, is_path
 from almosaic.errors import AlmosaicError
 from almosaic.eval_stage import Evaluation
 from almosaic.evaluation.report import table, write_report, write_results
@@ -20,6 +20,7 @@ from almosaic.run_folder import FEATURES, RunFolder, main_model, peak_memory
 from almosaic.stages import Sounds, run_stage
 
 Report = Callable[[str], None]
+SCORED = (EvalStage, FinetuneStage)  # what leaves scores.json
 ENCODER_RECIPE, MODEL_RECIPE = "eval/encoder", "eval/model"
 
 
@@ -55,7 +56,7 @@ def train(recipe: Curriculum, *, resume: bool = False, only: str | None = None, 
         if stage in waiting:
             _run_one(run, stage, sounds, resume)
     if _is_main():
-        if any(isinstance(stage, EvalStage) for stage in waiting):
+        if any(isinstance(stage, SCORED) for stage in waiting):
             _write_results(run, sounds)
         if all(run.finished(stage) for stage in recipe.stages):
             shutil.rmtree(run.path / FEATURES, ignore_errors=True)
@@ -88,18 +89,19 @@ def _heading(number: int, count: int, stage: Stage, skipped: bool) -> str:
 
 
 def _write_results(run: RunFolder, sounds: Sounds) -> None:
-    """results.json and report.html of all finished eval stages."""
-    stages = [stage for stage in run.recipe.stages if isinstance(stage, EvalStage) and run.finished(stage)]
+    """results.json and report.html of all finished stages with scores."""
+    stages = [stage for stage in run.recipe.stages if isinstance(stage, SCORED) and run.finished(stage)]
     results = collect(run, stages)
     write_results(run.path, results)
-    write_report(run.path, results, Evaluation(run, stages[0], sounds).examples())
+    asked = [stage for stage in stages if isinstance(stage, EvalStage)]
+    write_report(run.path, results, Evaluation(run, asked[0], sounds).examples() if asked else ())
 
 
 def _conclude(run: RunFolder, chosen: Sequence[Stage], seconds: float | None, report: Report) -> None:
     """The table, what it took, and the line to type next."""
     report("")
     place = run.path / "results.json"
-    evaluated = place.is_file() and any(isinstance(stage, EvalStage) for stage in chosen)
+    evaluated = place.is_file() and any(isinstance(stage, SCORED) for stage in chosen)
     if evaluated:
         report(table(json.loads(place.read_text(encoding="utf-8"))))
     if seconds is not None:
@@ -112,8 +114,8 @@ def _conclude(run: RunFolder, chosen: Sequence[Stage], seconds: float | None, re
         report(line)
 
 
-def collect(run: RunFolder, stages: Sequence[EvalStage]) -> dict[str, Any]:
-    """The scores of several eval stages as one `results`, with what they may depend on."""
+def collect(run: RunFolder, stages: Sequence[Stage]) -> dict[str, Any]:
+    """The scores of several stages as one `results`, with what they may depend on."""
     sessions = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))["sessions"]
     latest = sessions[-1]
     results: dict[str, Any] = {
@@ -130,12 +132,14 @@ def collect(run: RunFolder, stages: Sequence[EvalStage]) -> dict[str, Any]:
         "question_answering": {},
         "captioning": {},
         "probe": [],
+        "classification": [],
     }
     for stage in stages:
         scores = json.loads((run.stage_folder(stage.id) / "scores.json").read_text(encoding="utf-8"))
-        results["probe"] += scores["probe"]
+        results["probe"] += scores.get("probe", [])
+        results["classification"] += scores.get("classification", [])
         for part in ("question_answering", "captioning"):
-            for name, score in scores[part].items():
+            for name, score in scores.get(part, {}).items():
                 results[part][name if name not in results[part] else f"{name} ({stage.id})"] = score
     return results
 

@@ -19,9 +19,18 @@ from typing import Any
 
 import torch
 
-from almosaic.curriculum import AlmStage, Curriculum, EvalStage, PretrainStage, Stage, is_path
+from almosaic.curriculum import (
+    AlmStage,
+    Curriculum,
+    EvalStage,
+    FinetuneStage,
+    PretrainStage,
+    Stage,
+    is_path,
+)
 from almosaic.data.manifest import fingerprint
 from almosaic.errors import AlmosaicError
+from almosaic.files import write_whole
 from almosaic.recipe import resolve, to_yaml
 from almosaic.training.checkpoints import latest_checkpoint, write_json
 
@@ -168,7 +177,7 @@ class RunFolder:
         """Write recipe.yaml (everything resolved), and add this session to environment.json."""
         self.path.mkdir(parents=True, exist_ok=True)
         resolved = resolve(self.recipe)
-        (self.path / "recipe.yaml").write_text(to_yaml(resolved), encoding="utf-8")
+        write_whole(self.path / "recipe.yaml", to_yaml(resolved))
         place = self.path / "environment.json"
         sessions = json.loads(place.read_text(encoding="utf-8"))["sessions"] if place.is_file() else []
         write_json(place, {"sessions": [*sessions, environment(resolved)]})
@@ -249,7 +258,7 @@ def main_model(recipe: Curriculum) -> str | None:
     """The stage whose model stands for the run: the one that is asked, else the last that leaves a model."""
     asked = [s.start for s in recipe.stages if isinstance(s, EvalStage) and s.start and not is_path(s.start)]
     built = [stage.id for stage in recipe.stages if isinstance(stage, AlmStage)]
-    built = built or [stage.id for stage in recipe.stages if isinstance(stage, PretrainStage)]
+    built = built or [s.id for s in recipe.stages if isinstance(s, PretrainStage | FinetuneStage)]
     candidates = asked or built
     return candidates[-1] if candidates else None
 

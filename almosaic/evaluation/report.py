@@ -7,6 +7,7 @@
 - `question_answering`: {model: what `question_answering.score` returned}, the model it is about first,
 - `captioning`: {model: what `captioning.score` returned},
 - `probe`: the rows of `probe.set_rows`, of one set or several,
+- `classification`: the rows of fine-tuning stages,
 - `skipped`: {what was not measured: why}.
 
 Every part but `about` may be missing. `write_results` adds `schema_version`.
@@ -22,6 +23,7 @@ from almosaic.audio import SAMPLING_RATE
 from almosaic.errors import AlmosaicError
 from almosaic.evaluation import page
 from almosaic.evaluation.cells import percent, points
+from almosaic.evaluation.classification import classification_table
 from almosaic.evaluation.controls import AUDIO, CONDITIONS
 from almosaic.evaluation.curves import curve_picture, curves_svg
 from almosaic.evaluation.plots import event_strip, interval_line, share_bars, spectrogram_uri, wav_uri
@@ -74,6 +76,7 @@ def write_report(folder: str | Path, results: Results, examples: Sequence[Exampl
         _hero(results),
         _questions(results),
         _probes(results),
+        _classifiers(results),
         _captions(results),
         _examples(examples),
         _skipped(results),
@@ -160,6 +163,18 @@ def _probes(results: Results) -> str:
     guess = 1 / probes[0]["classes"] if probes[0]["metric"] == "accuracy" else None
     body = share_bars(groups, {row[0]: guess for row in shown.rows} if guess else {}) + picture
     return page.section("What the encoder knows", lead, body + page.html_table(shown.header, shown.rows))
+
+
+def _classifiers(results: Results) -> str:
+    rows = results.get("classification") or []
+    if not rows:
+        return ""
+    shown = classification_table(rows)
+    lead = (
+        "Scored once, after training. An epoch that was chosen on the test clips is the best of many looks "
+        "at them: such a figure is too good."
+    )
+    return page.section("Classifiers", lead, page.html_table(shown.header, shown.rows))
 
 
 def _captions(results: Results) -> str:

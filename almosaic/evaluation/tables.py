@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from almosaic.evaluation.cells import Table, number, percent, points
+from almosaic.evaluation.classification import classification_table
 from almosaic.evaluation.controls import AUDIO, CONDITIONS, ORACLE
 from almosaic.evaluation.probe_tables import probe_tables
 
@@ -41,6 +42,8 @@ def tables(results: Results) -> list[Table]:
         found.append(model_table(asked))
     if results.get("probe"):
         found += probe_tables(results["probe"])
+    if results.get("classification"):
+        found.append(classification_table(results["classification"]))
     for name, score in (results.get("captioning") or {}).items():
         found.append(caption_table(name, score))
     return found

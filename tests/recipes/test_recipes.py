@@ -13,7 +13,7 @@ DERIVED_LINES = 25
 
 @pytest.fixture(autouse=True)
 def _variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("DATA", "MODEL"):
+    for name in ("DATA", "MODEL", "ENCODER"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
 
 
@@ -35,4 +35,4 @@ def test_every_kind_of_stage_has_a_smoke_recipe() -> None:
     tasks = {
         stage.task for path in FILES if path.parent.name == "smoke" for stage in load_recipe(path).stages
     }
-    assert tasks == {"language_model", "pretrain", "alm", "eval"}
+    assert tasks == {"language_model", "pretrain", "finetune", "alm", "eval"}
