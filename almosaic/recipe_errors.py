@@ -23,11 +23,19 @@ def as_one_line(
         where: place -> the file or override that the value came from.
         hidden: parts at the start of a stage's place that the author did not write (a recipe of one task).
     """
-    complaints = sorted(error.errors(), key=_unknown_first)
+    found = error.errors()
+    complaints = sorted((entry for entry in found if not _follows(entry, found)), key=_unknown_first)
     spot = _walk(complaints[0]["loc"], schema, tree)
     place = spot.place[hidden:] if spot.place[:1] == ["stages"] else spot.place
     more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
     return AlmosaicError(f"{where(place)}: {_sentence(complaints[0], place, spot)}{more}")
+
+
+def _follows(complaint: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a list counts as too short only because of a complaint about one of its items."""
+    place = complaint["loc"]
+    deeper = (other["loc"] for other in others if len(other["loc"]) > len(place))
+    return complaint["type"] == "too_short" and any(other[: len(place)] == place for other in deeper)
 
 
 def _unknown_first(complaint: Mapping[str, Any]) -> bool:
@@ -87,8 +95,13 @@ def _walk(location: Sequence[int | str], schema: type[BaseModel], tree: Any) -> 
     """Follow pydantic's location through the data; parts that only name a union's member are left out."""
     place: list[str] = []
     value, annotation, holder = tree, schema, schema
+    tagged = False
     for i, part in enumerate(location):
         last = i == len(location) - 1
+        if not tagged and _is_tag(annotation, value, part):
+            tagged = True  # such as `folder` for {name: folder, folder: x}: a key only where it comes again
+            continue
+        tagged = False
         if isinstance(value, dict) and (part in value or (last and _is_field(annotation, value, part))):
             holder = _choose(annotation, value) or holder
             annotation = _field_annotation(holder, str(part), annotation)
@@ -98,6 +111,12 @@ def _walk(location: Sequence[int | str], schema: type[BaseModel], tree: Any) -> 
             value = value[part]
             place.append(str(value["id"]) if isinstance(value, dict) and "id" in value else str(part))
     return _Spot(place, value, annotation, holder)
+
+
+def _is_tag(annotation: Any, value: Any, part: int | str) -> bool:
+    """Whether a part of a location only says which member of a union was chosen."""
+    chosen = (value.get("name"), value.get("task")) if isinstance(value, dict) else ()
+    return part in chosen and len(_models(annotation)) > 1
 
 
 def _is_field(annotation: Any, value: Mapping[str, Any], part: int | str) -> bool:

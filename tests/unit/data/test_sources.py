@@ -175,6 +175,28 @@ def test_wrong_settings_are_refused(data):
         TypeAdapter(PretrainData).validate_python(data)
 
 
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"name": "tar"}, "data.0.name is 'tar'; expected one of scenes, sounds, folder, manifest, shards"),
+        (
+            {"name": "folder", "folder": "x", "sufixes": []},
+            "unknown key data.0.sufixes; did you mean suffixes?",
+        ),
+        (
+            {"name": "manifest", "manifest": "x", "split": "a"},
+            "unknown key data.0.split; did you mean splits?",
+        ),
+        ({"name": "shards"}, "data.0.shards is missing"),
+        ({"name": "shards", "shards": []}, "data.0.shards is []: value should have at least 1 item"),
+    ],
+)
+def test_a_mistake_in_a_recipe_names_the_key_and_nothing_else(data, words):
+    with pytest.raises(AlmosaicError) as caught:
+        as_curriculum({"task": "pretrain", "name": "x", "data": [data]}, lambda place: "recipe")
+    assert words in str(caught.value) and "more)" not in str(caught.value)
+
+
 class Constants:
     """Clip i is a tenth of a second of the number i."""
 
