@@ -28,7 +28,6 @@ CONTAINERS = {
     "aiff": {"format": "AIFF"},
     "au": {"format": "AU"},
     "svx": {"format": "SVX"},
-    "caf": {"format": "CAF"},
     "flac": {"format": "FLAC"},
     "vorbis": {"format": "OGG", "subtype": "VORBIS"},
     "opus": {"format": "OGG", "subtype": "OPUS"},

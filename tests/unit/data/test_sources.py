@@ -121,8 +121,8 @@ def test_rows_are_chosen_by_split_and_fold_and_none_is_an_error(tmp_path):
     chosen = [{}, {"splits": ("train",)}, {"folds": ("1",)}, {"splits": ("train", "dev"), "folds": ("2",)}]
     found = [heard(open_clips(ManifestData(manifest=path, **choice))) for choice in chosen]
     assert found == [[1, 2, 3, 4], [1, 3], [1, 2], [3]]
-    with pytest.raises(AlmosaicError, match=r"split trian and fold of any name; found the splits None, dev,"):
-        open_clips(ManifestData(manifest=path, splits=("trian",)))
+    with pytest.raises(AlmosaicError, match=r"split tests and fold of any name; found the splits None, dev,"):
+        open_clips(ManifestData(manifest=path, splits=("tests",)))
     assert MovedManifestData is ManifestData
 
 
@@ -180,8 +180,8 @@ def test_wrong_settings_are_refused(data):
     [
         ({"name": "tar"}, "data.0.name is 'tar'; expected one of scenes, sounds, folder, manifest, shards"),
         (
-            {"name": "folder", "folder": "x", "sufixes": []},
-            "unknown key data.0.sufixes; did you mean suffixes?",
+            {"name": "folder", "folder": "x", "sufix": []},
+            "unknown key data.0.sufix; did you mean suffixes?",
         ),
         (
             {"name": "manifest", "manifest": "x", "split": "a"},
