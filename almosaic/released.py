@@ -106,7 +106,7 @@ def _name_classes(config: AudioMosaicConfig, names: list[str], source: Path) -> 
 
 
 def read_labels(path: Path) -> list[str]:
-    """Class names in order: a CSV with columns index, mid, display_name, or one name a line.
+    """Class names in order: a CSV with columns index and display_name, or label, or one name a line.
 
     Raises:
         AlmosaicError: no such file, no names in it, or an index that is left out, twice or no number.
@@ -123,13 +123,15 @@ def read_labels(path: Path) -> list[str]:
         full = [row for row in rows[1:] if len(row) == len(rows[0])]
         named = {row[number].strip(): row[name].strip() for row in full}
         names = [named.get(str(index), "") for index in range(len(rows) - 1)]
+    elif rows and "label" in rows[0]:
+        names = [dict(zip(rows[0], row, strict=False)).get("label", "").strip() for row in rows[1:]]
     else:
         names = [line.strip() for line in lines]
     if not names or "" in names:
         missing = f"none for class {names.index('')}" if names else "none"
         raise AlmosaicError(
             f"{path}: expected one label for each class from 0 on, found {missing}: use a CSV with columns "
-            "index, mid, display_name, or one label a line"
+            "index, mid, display_name, one with a column label, or one label a line"
         )
     return names
 

@@ -94,7 +94,7 @@ def _mean_of_clips(logits: Tensor, audio_windows: Tensor, frame_mask: Tensor | N
     if int(windows.sum()) != logits.shape[0] or int(windows.min()) < 1:
         raise AlmosaicError(
             f"expected audio_windows that add up to {logits.shape[0]} windows, found {windows.tolist()}: "
-            "pass what the feature extractor returned"
+            "pass what the feature extractor returned (in a pipeline of the library: batch_size=1)"
         )
     clip = torch.repeat_interleave(torch.arange(len(windows), device=logits.device), windows)
     weights = torch.ones_like(logits[:, 0]) if frame_mask is None else frame_mask.sum(1).to(logits.dtype)

@@ -100,8 +100,12 @@ def test_the_pipeline_names_classes(file: Path, tmp_path: Path) -> None:
     frames = windows["input_features_mask"].sum(1)
     expected = ((frames / frames.sum())[:, None] * logits).sum(0).softmax(0)
     assert found == pytest.approx(dict(zip(["dog", "bell, church", "rain"], expected.tolist(), strict=True)))
-    (batched,) = classify([waveform[:9000]], batch_size=1)
-    assert sum(row["score"] for row in batched) == pytest.approx(1.0)
+    short = [waveform[:9000], waveform[9000:18_000]]
+    assert [rows[0]["score"] for rows in classify(short, batch_size=2)] == pytest.approx(
+        [classify(clip)[0]["score"] for clip in short]
+    )
+    with pytest.raises(AlmosaicError, match=r"batch_size=1"):  # the library would keep one window of each
+        classify([waveform, waveform], batch_size=2)
 
 
 def test_a_multi_label_release_scores_each_class_by_itself(file: Path, tmp_path: Path) -> None:
@@ -136,7 +140,9 @@ def test_windows_of_another_length_are_noted(
     assert "windows of 64 frames, releases of preset esc50 have 512" in caplog.text
 
 
-def test_labels_one_a_line(tmp_path: Path) -> None:
+def test_labels_of_prepared_data_and_one_a_line(tmp_path: Path) -> None:
+    (tmp_path / "classes.csv").write_text('label,target\ndog,0\n"bell, church",1\n')
+    assert read_labels(tmp_path / "classes.csv") == ["dog", "bell, church"]
     (tmp_path / "labels.txt").write_text("dog\nbell, church\nrain\n")
     assert read_labels(tmp_path / "labels.txt") == ["dog", "bell, church", "rain"]
 
@@ -149,6 +155,7 @@ def test_labels_one_a_line(tmp_path: Path) -> None:
         ("dog\n\nrain\n", "found none for class 1"),
         (LABELS.replace("2,/m/c", "3,/m/c"), "found none for class 2"),
         (LABELS.replace("2,/m/c", "1,/m/c"), "found none for class 2"),
+        ("target,label\n0,dog\n1\n2,rain\n", "found none for class 1"),
         (None, "expected a text file of labels"),
     ],
 )
