@@ -142,7 +142,8 @@ class RunFolder:
 
     def _key(self, reference: str) -> str:
         if is_path(reference):
-            files = sorted(self.model(reference).glob("*.safetensors"))
+            folder = self.model(reference)  # a model, or a run with models of its own
+            files = sorted([*folder.glob("*.safetensors"), *folder.glob("stages/*/model/*.safetensors")])
             text = repr([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
         else:
             note = self.note(reference)

@@ -6,9 +6,12 @@ from almosaic.evaluation.metrics import (
     bleu,
     bootstrap_interval,
     cider_d,
+    equal_error_rate,
+    mean_auc,
     mean_average_precision,
     rouge_l,
     tokenize,
+    top1_accuracy,
     wilson_interval,
 )
 
@@ -152,3 +155,22 @@ def test_wilson_matches_published_values():
     assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
     with pytest.raises(AlmosaicError):
         wilson_interval(0, 0)
+
+
+def test_equal_error_rate_by_hand():
+    """At the threshold 0.6 one of three positives is missed and one of three negatives let through."""
+    assert equal_error_rate([0.1, 0.2, 0.7, 0.5, 0.6, 0.9], [0, 0, 0, 1, 1, 1]) == pytest.approx(1 / 3)
+    assert equal_error_rate([0.1, 0.9], [0, 1]) == 0.0
+    with pytest.raises(AlmosaicError, match="expected targets 0 and 1, both of them"):
+        equal_error_rate([0.1, 0.9], [1, 1])
+
+
+def test_mean_auc_and_accuracy_by_hand():
+    scores = np.array([[0.9, 0.1], [0.4, 0.3], [0.5, 0.8]])
+    targets = np.array([[1, 0], [0, 1], [1, 1]])
+    assert mean_auc(scores, targets) == pytest.approx((1.0 + 1.0) / 2)
+    assert mean_auc(-scores, targets) == pytest.approx(0.0)
+    assert top1_accuracy(scores, [0, 1, 1]) == pytest.approx(2 / 3)
+    assert top1_accuracy(scores, targets) == pytest.approx(1 / 3), "the first of several labels counts"
+    with pytest.raises(AlmosaicError, match="not so class 1"):
+        mean_auc(scores, [[1, 1], [0, 1], [1, 1]])

@@ -123,3 +123,46 @@ def test_the_batch_is_split_over_accumulation(tmp_path):
 def test_a_field_of_the_library_is_passed_on(tmp_path):
     settings = OptimSettings(steps=3, trainer={"gradient_checkpointing": True, "adam_epsilon": 1e-6})
     assert training_arguments(settings, tmp_path, 0).adam_epsilon == 1e-6
+
+
+class Blocks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Module()
+        self.encoder.cls_token = nn.Parameter(torch.zeros(1, 1, 4))
+        self.encoder.patch_embed = nn.Linear(4, 4)
+        self.encoder.norm_pre = nn.LayerNorm(4)
+        self.encoder.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+        self.head = nn.Linear(4, 2)
+
+
+def rates_of(model, **settings):
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    chosen = OptimSettings(steps=1, weight_decay=0.3, **{"learning_rate": 1.0, **settings})
+    return {
+        names[id(parameter)]: (group["lr"], group["weight_decay"])
+        for group in parameter_groups(model, chosen, PARTS)
+        for parameter in group["params"]
+    }
+
+
+def test_each_block_learns_slower_than_the_one_above():
+    found = rates_of(Blocks(), layer_decay=0.5)
+    assert found["head.weight"] == (1.0, 0.3) and found["head.bias"] == (1.0, 0.0)
+    assert found["encoder.blocks.1.weight"] == (0.5, 0.3) and found["encoder.blocks.0.weight"] == (0.25, 0.3)
+    assert found["encoder.patch_embed.weight"][0] == found["encoder.cls_token"][0] == 0.125
+    assert found["encoder.norm_pre.weight"] == (1.0, 0.0), "as published"
+    parted = rates_of(Blocks(), layer_decay=0.5, learning_rate={"encoder": 0.1, "head": 2.0})
+    assert parted["encoder.blocks.1.weight"][0] == pytest.approx(0.05) and parted["head.weight"][0] == 2.0
+
+
+def test_layer_decay_counts_frozen_blocks_and_needs_some():
+    model = Blocks()
+    model.encoder.blocks[1].requires_grad_(False)
+    assert rates_of(model, layer_decay=0.5)["encoder.blocks.0.weight"][0] == 0.25
+    with pytest.raises(AlmosaicError, match=r"layer_decay 0\.5 needs an encoder with blocks"):
+        rates_of(Model(), layer_decay=0.5)
+
+
+def test_weight_decay_may_reach_vectors():
+    assert {decay for _, decay in rates_of(Blocks(), decay_vectors=True).values()} == {0.3}
