@@ -157,3 +157,21 @@ def test_what_cannot_work_is_refused_in_one_line(tmp_path, changes, message):
 def test_losses_are_read_from_the_log(tmp_path):
     found = run_pretrain(tmp_path)
     assert sorted(found) == [1, 2, 3, 4, 5, 6] and losses(tmp_path) == found
+
+
+@pytest.mark.parametrize("changes", [{}, {"min_seconds": 1.5}], ids=["as they are", "joined"])
+def test_a_source_of_shards_is_read_shard_by_shard(tmp_path, changes):
+    class Shards(Tones):
+        blocks = (2,) * 8
+
+        def waveform(self, index, epoch):
+            self.asked.append(index)
+            return super().waveform(index, epoch)
+
+    source, Shards.asked = Shards(), []
+    run_pretrain(tmp_path, source=source, optim={"steps": 4}, **changes)
+    shards = [index // 2 for index in source.asked]
+    order = list(dict.fromkeys(shards))
+    assert len(order) == 8, "the epoch"
+    later = shards[shards.index(order[4]) :]
+    assert set(later) == set(order[4:]), "four shards are done before the four others begin"
