@@ -116,6 +116,11 @@ def _add_model_verbs(verbs: Any) -> None:
     embed.add_argument(
         "--layer", type=int, help="0-based encoder block (default: the encoder's pooled output)"
     )
+    embed.add_argument(
+        "--pooling",
+        choices=("mean", "mean_valid", "cls"),
+        help="over tokens: all, those of real frames, or the first (default: as the encoder's config says)",
+    )
     embed.add_argument("--batch-size", type=int, default=8)
     embed.set_defaults(run=_embed)
 
@@ -161,7 +166,7 @@ def _add_export(verbs: Any) -> None:
         help="data set of the release: audioset (default), esc50, speech_commands, envsdd, ltu",
     )
     published.add_argument(
-        "--labels", metavar="FILE", type=Path, help="CSV index,mid,display_name, or one class a line"
+        "--labels", metavar="FILE", type=Path, help="CSV index,mid,display_name or label, or one class a line"
     )
     published.add_argument(
         "--std-factor",
@@ -266,6 +271,7 @@ def _embed(arguments: argparse.Namespace) -> int:
             sources,
             arguments.output,
             layer=arguments.layer,
+            pooling=arguments.pooling,
             batch_size=arguments.batch_size,
             progress=advance,
         )

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from almosaic.data.sources import FolderData, ManifestData, ShardsData
 from almosaic.errors import AlmosaicError
@@ -135,6 +135,14 @@ class EvalStage(Head):
             (f"encoders.{name}", reference, ("pretrain",)) for name, reference in self.encoders.items()
         )
         yield from ((f"compare.{name}", reference, ("alm",)) for name, reference in self.compare.items())
+
+    @field_validator("encoders", "compare", mode="before")
+    @classmethod
+    def _names(cls, named: Any) -> Any:
+        """YAML reads a name such as true or 7 as something else than text."""
+        if not isinstance(named, Mapping):
+            return named
+        return {str(key).lower() if isinstance(key, bool) else str(key): one for key, one in named.items()}
 
     @model_validator(mode="after")
     def _check(self) -> "EvalStage":

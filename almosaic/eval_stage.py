@@ -69,7 +69,7 @@ class Evaluation:
         folder = settings.cache or self.run_features
         rows: Records = []
         for name, clips in sets.items():
-            with progress(f"{self.stage.id}: features of {name}", "clip") as advance:
+            with progress(f"{self.stage.id}: {name}", "clip") as advance:
                 rows += probe.set_rows(name, clips, readers, settings, folder, advance)
         return rows
 

@@ -49,6 +49,7 @@ def embed_files(
     out: Path,
     *,
     layer: int | None = None,
+    pooling: str | None = None,
     batch_size: int = 8,
     progress: Advance,
 ) -> list[str]:
@@ -70,7 +71,7 @@ def embed_files(
     failures: list[tuple[str, str]] = []
     ids: list[str] = []
     vectors: list[NDArray[np.float32]] = []
-    for name, vector in embed(model, sources, layer, batch_size, failures=failures):
+    for name, vector in embed(model, sources, layer, batch_size, failures=failures, pooling=pooling):
         ids.append(name)
         vectors.append(vector)
         progress()

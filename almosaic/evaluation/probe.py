@@ -14,6 +14,7 @@ from pydantic import Field
 
 from almosaic.data import draws
 from almosaic.encoder import AudioMosaicModel
+from almosaic.errors import AlmosaicError
 from almosaic.evaluation.intervals import summary
 from almosaic.evaluation.knn import neighbours
 from almosaic.evaluation.labelled_sets import LabelledSet, ProbeClips
@@ -73,7 +74,7 @@ def open_encoders(encoders: Mapping[str, Encoder], settings: ProbeSettings) -> d
     """A reader for every encoder, and for the controls that the settings ask for.
 
     Raises:
-        AlmosaicError: a folder without an encoder, or an encoder without the layer that is asked for.
+        AlmosaicError: a folder without an encoder, or one that lacks the layer or cannot have the heads.
     """
     readers: dict[str, EncoderReader] = {}
     shapes: dict[str, str] = {}
@@ -82,6 +83,12 @@ def open_encoders(encoders: Mapping[str, Encoder], settings: ProbeSettings) -> d
         tower = getattr(model, "audio_tower", model)
         extractor = getattr(processor, "feature_extractor", processor)
         readers[name] = EncoderReader(tower, extractor, settings.pooling, settings.layer)
+        width, heads = tower.config.hidden_size, settings.readout.heads
+        if "attentive" in settings.protocols and width % heads:
+            raise AlmosaicError(
+                f"probe.readout.heads is {heads}, which does not divide the width {width} of {name}; "
+                "choose a divisor"
+            )
         shape = repr(architecture(tower.config))
         shapes.setdefault(shape, name)
     for name in shapes.values() if settings.untrained else ():

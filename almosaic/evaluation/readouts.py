@@ -61,15 +61,10 @@ class Attentive(nn.Module):
 
     A single query makes keys and values cheap: the query is taken through the key matrix once, and the value
     matrix is applied to the one vector that comes out.
-
-    Raises:
-        AlmosaicError: the width does not divide by the heads.
     """
 
     def __init__(self, entries: int, width: int, heads: int) -> None:
         super().__init__()
-        if width % heads:
-            raise AlmosaicError(f"expected heads that divide the encoder's width {width}, found {heads}")
         self.query = nn.Parameter(torch.zeros(heads, width // heads))
         self.key = nn.Parameter(torch.zeros(width, width))
         self.value = nn.Parameter(torch.zeros(width, width))
@@ -187,7 +182,7 @@ def _train(
     probe = ReadoutProbe(name, rows.shape[1], rows.shape[2], targets.shape[1], settings.heads, seed).to(
         device
     )
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=rate, weight_decay=settings.weight_decay, fused=True)
     loss_of = F.binary_cross_entropy_with_logits if labels.several else F.cross_entropy
     steps = math.ceil(len(rows) / settings.batch_size)
     for epoch in range(settings.epochs):

@@ -1,0 +1,100 @@
+"""One table of encoders against sets, and curves block by block as a table and a picture."""
+
+import re
+import xml.dom.minidom
+
+import pytest
+
+from almosaic.evaluation.curves import COLOURS, curve_picture, curves_svg
+from almosaic.evaluation.probe_tables import layer_curves, probe_tables
+from almosaic.evaluation.report import write_report
+from almosaic.evaluation.tables import table
+
+
+def row(name, features, protocol, score, **more):
+    found = {"set": name, "features": features, "protocol": protocol, "layer": None, "pooling": "mean"}
+    found |= {"metric": "accuracy", "score": score, "low": score - 0.02, "high": score + 0.04, "classes": 4}
+    return found | {"interval": "bootstrap over clips", "n_train": 30, "n_test": 10} | more
+
+
+def several():
+    """Two encoders on two sets, and the majority class; one probe of the second set is missing."""
+    rows = [row("birds", "majority class", "majority", 0.25, pooling=None)]
+    for name, base in (("birds", 0.5), ("bells", 0.7)):
+        metric = {"metric": "mAP"} if name == "bells" else {}
+        for encoder, more in (("true", 0.2), ("random", 0.0)):
+            rows.append(row(name, encoder, "linear", base + more, **metric))
+            rows.append(row(name, encoder, "knn", base, k=10, **metric))
+            for layer in range(3):
+                score = base + more * layer / 2
+                rows.append(row(name, encoder, "per_layer", score, layer=layer, **metric))
+            seeds = {"layer": "all", "interval": "t over 3 seeds"}
+            rows.append(row(name, encoder, "weighted_sum", base + 0.1, **metric, **seeds))
+    return rows
+
+
+def test_encoders_and_protocols_are_rows_and_sets_are_columns():
+    scores, blocks = probe_tables(several())
+    assert scores.header == ["features", "probe", "birds", "bells (mAP)", "mean"]
+    assert scores.rows[0] == ["majority class", "", "25.0 ±3.0", "–", "–"]
+    assert scores.rows[1] == ["true", "linear", "70.0 ±3.0", "90.0 ±3.0", "80.0"]
+    assert [line[:2] for line in scores.rows[2:]] == [
+        ["true", "kNN, k = 10"],
+        ["true", "weighted sum"],
+        ["random", "linear"],
+        ["random", "kNN, k = 10"],
+        ["random", "weighted sum"],
+    ]
+    assert "(bootstrap over clips, t over 3 seeds)" in scores.title
+    assert blocks.header == ["features", "block 0", "block 1", "block 2"]
+    assert blocks.rows == [["true", "60.0", "70.0", "80.0"], ["random", "60.0", "60.0", "60.0"]]
+
+
+def test_a_chosen_layer_is_named():
+    rows = [row(name, "e", "linear", 0.5, layer=7) for name in ("birds", "bells")]
+    assert probe_tables(rows)[0].rows[0][:2] == ["e", "linear, layer 7"]
+
+
+def test_one_set_is_shown_in_detail():
+    rows = [entry for entry in several() if entry["set"] == "bells"]
+    (detail,) = probe_tables(rows)
+    assert detail.header[3] == "mAP"
+    assert detail.rows[0] == ["true", "linear", "last", "90.0 %", "88.0 % to 94.0 %", "30 / 10"]
+    assert detail.rows[2][:4] == ["true", "linear", "0", "70.0 %"] and detail.rows[5][2] == "all"
+
+
+def test_the_terminal_shows_five_sets_in_one_width():
+    rows = [row(f"collection{n}", "an encoder", "weighted_sum", 0.5) for n in range(5)]
+    text = table({"probe": rows})
+    assert text.count("50.0 ±3.0") == 5 and max(map(len, text.splitlines())) <= 118
+
+
+def test_curves_are_drawn_for_every_set_and_their_mean(tmp_path):
+    curves = layer_curves(several())
+    assert curves["true"]["mean"] == pytest.approx([0.6, 0.7, 0.8])
+    drawn = xml.dom.minidom.parseString(curve_picture(curves))
+    titles = [
+        node.firstChild.data for node in drawn.getElementsByTagName("text") if node.hasAttribute("class")
+    ]
+    assert titles == ["mean, %", "birds, %", "bells, %"]
+    lines = [node for node in drawn.getElementsByTagName("path") if node.getElementsByTagName("title")]
+    assert len(lines) == 6
+    heights = [float(pair.split()[1]) for pair in re.split("[ML]", lines[0].getAttribute("d"))[1:]]
+    assert heights == sorted(heights, reverse=True) and heights[0] > heights[2], "better is higher"
+    assert lines[0].getAttribute("stroke") == lines[2].getAttribute("stroke") == COLOURS[0]
+    write_report(tmp_path, {"probe": several()})
+    assert "<svg" in (tmp_path / "report.html").read_text() and (tmp_path / "layers.svg").is_file()
+    write_report(tmp_path / "other", {"probe": several()[:3]})
+    assert not (tmp_path / "other" / "layers.svg").exists()
+
+
+def test_many_lines_and_hostile_names_stay_apart():
+    curves = {f"<e{n}>": {"s": [0.1 * n, 0.5]} for n in range(10)}
+    drawn = xml.dom.minidom.parseString(curves_svg(curves))
+    lines = [node for node in drawn.getElementsByTagName("path") if node.getElementsByTagName("title")]
+    looks = {(line.getAttribute("stroke"), line.getAttribute("stroke-dasharray")) for line in lines}
+    assert len(looks) == 10
+
+
+def test_a_single_block_has_a_place():
+    assert "NaN" not in curves_svg({"e": {"s": [0.5]}})
