@@ -180,8 +180,8 @@ def test_wrong_settings_are_refused(data):
     [
         ({"name": "tar"}, "data.0.name is 'tar'; expected one of scenes, sounds, folder, manifest, shards"),
         (
-            {"name": "folder", "folder": "x", "sufix": []},
-            "unknown key data.0.sufix; did you mean suffixes?",
+            {"name": "folder", "folder": "x", "suffix": []},
+            "unknown key data.0.suffix; did you mean suffixes?",
         ),
         (
             {"name": "manifest", "manifest": "x", "split": "a"},
