@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -56,6 +57,8 @@ AugmentStep = Annotated[
     Field(discriminator="name"),
 ]
 
+_CPU_CHUNK_SAMPLES = 2_560_000  # what a step leaves has to be in the cache for the next
+
 
 def augment_waveforms(
     waveforms: Tensor, lengths: Tensor | Sequence[int], steps: Sequence[AugmentStep], draws: Draws
@@ -66,8 +69,14 @@ def augment_waveforms(
     that AudioMosaic was pre-trained with. Log-mel steps in the list are left to `augment_log_mel`.
     """
     lengths = torch.as_tensor(lengths, device=waveforms.device)
-    with torch.autocast(waveforms.device.type, enabled=False):
-        return _augment(waveforms.float(), lengths, steps, WaveformStep, draws)
+    device = waveforms.device.type
+    rows = max(1, _CPU_CHUNK_SAMPLES // waveforms.shape[1]) if device == "cpu" else len(waveforms)
+    with torch.autocast(device, enabled=False):
+        chunks = [
+            _augment(waveforms[part].float(), lengths[part], steps, WaveformStep, draws.rows(part))
+            for part in np.array_split(np.arange(len(waveforms)), -(-len(waveforms) // rows))
+        ]
+    return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
 
 def augment_log_mel(log_mel: Tensor, frames: Tensor, steps: Sequence[AugmentStep], draws: Draws) -> Tensor:

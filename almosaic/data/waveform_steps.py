@@ -83,9 +83,9 @@ class GaussianSnr(WaveformStep):
 
     def _apply(self, waveforms: Tensor, lengths: Tensor, draws: Draws, name: str) -> Tensor:
         snr_db = between(self.snr_db, draws.uniform(name, 1))
-        rms = (waveforms.square().sum(1, keepdim=True) / lengths[:, None]).sqrt()
+        rms = torch.linalg.vector_norm(waveforms, dim=1, keepdim=True) / lengths[:, None].sqrt()
         noise = draws.normal(name, waveforms.shape[1], lengths)
-        return waveforms + noise * (rms * 10.0 ** (-snr_db / 20.0))
+        return noise.mul_(rms * 10.0 ** (-snr_db / 20.0)).add_(waveforms)
 
 
 class Gain(WaveformStep):

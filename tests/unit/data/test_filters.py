@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from scipy.signal import butter, sosfilt, sosfilt_zi
+from scipy.signal import butter, sosfilt, sosfilt_zi, sosfreqz
 
-from almosaic.data.filters import butterworth, filter_by_recursion, filter_by_spectrum
+from almosaic.data.filters import butterworth, filter_by_recursion, filter_by_spectrum, sections
 
 HIGH_PASS = torch.tensor([[20.0], [300.0], [2400.0], [1000.0]])
 BAND_STOP = torch.tensor([[150.0, 250.0], [1.0, 399.0], [20.0, 7980.0], [2000.0, 7999.2]])
@@ -25,6 +25,18 @@ def test_spectrum_and_recursion_agree(edges):
         atol=2e-5,
         rtol=0,
     )
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_sections_are_those_of_scipy(order):
+    corners = [(20.0,), (500.0,), (7000.0,), (1.0, 399.0), (150.0, 250.0), (1000.0, 7999.2)]
+    for edges in corners:
+        kind = "highpass" if len(edges) == 1 else "bandstop"
+        expected = butter(order, np.squeeze(edges), btype=kind, fs=16_000, output="sos")
+        found = sections(order, np.array(edges))
+        assert found.shape == expected.shape
+        responses = [sosfreqz(filters, 4096)[1] for filters in (found, expected)]
+        np.testing.assert_allclose(*responses, atol=1e-8)
 
 
 @pytest.mark.parametrize("run", [filter_by_recursion, filter_by_spectrum])
