@@ -41,6 +41,7 @@ class AudioMosaicForAudioClassification(AudioMosaicPreTrainedModel):
         labels: Tensor | None = None,
         output_hidden_states: bool = False,
         audio_windows: Tensor | None = None,
+        path_noise: Tensor | None = None,
     ) -> SequenceClassifierOutput:
         """Score windows [B, T, F], logits [B, C], or clips of several windows, logits [A, C].
 
@@ -55,12 +56,14 @@ class AudioMosaicForAudioClassification(AudioMosaicPreTrainedModel):
                 logits of a clip are the mean over its windows, weighted by their real frames where
                 `input_features_mask` tells them.
 
+            path_noise: [B, depth, 2] uniforms for the encoder's drop path in training.
+
         Raises:
             AlmosaicError: labels that fit neither form, or not the config's `problem_type`; windows that do
                 not add up.
         """
         needed = output_hidden_states or self.readout.reads_layers
-        encoded = self.encoder(input_features, ids_keep, input_features_mask, needed)
+        encoded = self.encoder(input_features, ids_keep, input_features_mask, needed, path_noise)
         vectors = self.readout(encoded, lambda x: self.encoder.pool(x, ids_keep, input_features_mask))
         logits = self.head(self.fc_norm(vectors))
         if audio_windows is not None:

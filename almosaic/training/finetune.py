@@ -253,10 +253,7 @@ def _trainer(
         dataset = MixupDataset(clips.source, clips.bad.attempts, settings.mixup, (seed, stage))
         collator = MixupCollator()
     batches = LabelledBatches(
-        *(settings, extractor, targets, clips.log_mels, clips.bad),
-        patch_size=model.config.patch_size,
-        seed=seed,
-        stage=stage,
+        *(settings, extractor, targets, clips.log_mels, clips.bad, model.config), seed=seed, stage=stage
     )
     trainer = FinetuneTrainer(
         *(model, settings.optim, dataset, collator),

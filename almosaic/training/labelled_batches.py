@@ -10,6 +10,7 @@ from almosaic.data.augment import Draws, augment_log_mel, augment_waveforms
 from almosaic.data.clips import BadClips
 from almosaic.data.labelled import Targets
 from almosaic.data.mixup import centred, mix
+from almosaic.encoder import AudioMosaicConfig
 from almosaic.features import AudioMosaicFeatureExtractor, log_mel_fbank
 from almosaic.masking import PatchGrid, draw_mask, score_count
 from almosaic.training.log_mel_pool import LogMelPool
@@ -31,21 +32,22 @@ class LabelledBatches:
         targets: Targets,
         pool: LogMelPool | None,
         bad: BadClips,
+        config: AudioMosaicConfig,
         *,
-        patch_size: int,
         seed: int,
         stage: str,
     ) -> None:
         self.settings, self.extractor, self.targets = settings, extractor, targets
         self.pool, self.bad = pool, bad
         self.key = (seed, stage)
-        self.grid = PatchGrid.of(extractor.window_frames, extractor.num_mel_bins, patch_size)
+        self.grid = PatchGrid.of(extractor.window_frames, extractor.num_mel_bins, config.patch_size)
+        self.depth = config.num_hidden_layers if config.drop_path_rate > 0 else 0
 
     def __call__(self, batch: dict[str, Any], epoch: int) -> dict[str, Any]:
         """Clips by number, with `waveforms` [B, S] and `lengths` [B] unless pooled, to the model's inputs.
 
-        Gives `input_features` [B, T, F], `input_features_mask` [B, T], `labels` [B] or [B, C], and `ids_keep`
-        [B, K] where tokens are masked.
+        Gives `input_features` [B, T, F], `input_features_mask` [B, T], `labels` [B] or [B, C]; where tokens
+        are masked `ids_keep` [B, K], and for an encoder with drop path `path_noise` [B, depth, 2].
 
         Raises:
             AlmosaicError: too many clips are bad.
@@ -72,7 +74,11 @@ class LabelledBatches:
             "input_features_mask": real,
             "labels": hot if chosen.loss == "bce" else hot.argmax(dim=1),
         }
-        return inputs if chosen.token_mask is None else {**inputs, "ids_keep": self._kept(clips, epoch)}
+        if chosen.token_mask is not None:
+            inputs["ids_keep"] = self._kept(clips, epoch)
+        if self.depth:
+            inputs["path_noise"] = drawn.uniform("drop path", 2 * self.depth).view(-1, self.depth, 2)
+        return inputs
 
     def _mixed(self, batch: dict[str, Any], hot: Tensor, drawn: Draws, epoch: int) -> tuple[Tensor, Tensor]:
         """Augmented waveforms [B, S] and targets [B, C], mixed where a row has a partner."""

@@ -7,6 +7,7 @@ import torch
 from almosaic.data.clips import BadClips
 from almosaic.data.labelled import Targets
 from almosaic.data.manifest import ManifestRow
+from almosaic.encoder import AudioMosaicConfig
 from almosaic.features import AudioMosaicFeatureExtractor, log_mel_fbank
 from almosaic.training.labelled_batches import LabelledBatches, first_window
 from tests.unit.training.finetune_runs import finetune_settings
@@ -15,7 +16,7 @@ LABELS = ("a", "b", "c")
 FRAMES = 64
 
 
-def batches(tmp_path, **changes):
+def batches(tmp_path, drop_path=0.0, **changes):
     rows = [ManifestRow(str(i), "", tmp_path, labels=(LABELS[i % 3],)) for i in range(12)]
     return LabelledBatches(
         finetune_settings(tmp_path, **changes),
@@ -23,7 +24,7 @@ def batches(tmp_path, **changes):
         Targets(rows, LABELS),
         None,
         BadClips(12),
-        patch_size=16,
+        AudioMosaicConfig(num_hidden_layers=3, drop_path_rate=drop_path),
         seed=3,
         stage="stage",
     )
@@ -56,7 +57,7 @@ def test_plain_batches_are_what_the_front_end_makes(tmp_path):
     features, mask, _ = maker.extractor.featurize(batch["waveforms"], batch["lengths"])
     torch.testing.assert_close(made["input_features"], features)
     assert torch.equal(made["input_features_mask"], mask)
-    assert made["labels"].tolist() == [0, 1, 2, 0, 1, 2] and "ids_keep" not in made
+    assert made["labels"].tolist() == [0, 1, 2, 0, 1, 2] and not {"ids_keep", "path_noise"} & made.keys()
 
 
 def test_a_mixture_has_both_labels_in_the_shares_of_its_sound(tmp_path):
@@ -97,13 +98,15 @@ def test_every_change_depends_on_the_clip_alone(tmp_path):
         "feature_noise": {},
         "token_mask": {"time_ratio": 0.5, "frequency_ratio": 0.25},
     }
-    maker, batch = batches(tmp_path, **changes), clips()
+    maker, batch = batches(tmp_path, drop_path=0.1, **changes), clips()
     together = maker(batch, 2)
     part = {name: value[2:4] for name, value in batch.items() if name != "bad_clips"}
     alone = maker({**part, "bad_clips": []}, 2)
     torch.testing.assert_close(together["input_features"][2:4], alone["input_features"], atol=2e-5, rtol=1e-5)
     assert torch.equal(together["ids_keep"][2:4], alone["ids_keep"])
     assert together["ids_keep"].shape == (6, 2 * 6)
+    assert torch.equal(together["path_noise"][2:4], alone["path_noise"])
+    assert together["path_noise"].shape == (6, 3, 2)
     later = maker(batch, 3)
     assert not torch.equal(together["ids_keep"], later["ids_keep"])
     assert not torch.equal(together["input_features"], later["input_features"])
