@@ -66,11 +66,18 @@ def convert_released(
     if labels is not None:
         _name_classes(config, read_labels(labels), labels)
     extractor = _front_end(config, preset, std_factor)
-    model = next(built for built in CLASSES if built.__name__ == config.architectures[0])(config)
-    model.load_state_dict(weights)
+    model_class = next(built for built in CLASSES if built.__name__ == config.architectures[0])
+    with torch.device("meta"):  # nothing of it is drawn: the file has every tensor
+        model = model_class(config)
+    model.load_state_dict({key: _single(value) for key, value in weights.items()}, assign=True)
     with whole_folder(out) as temporary:
         model.save_pretrained(temporary)
         extractor.save_pretrained(temporary)
+
+
+def _single(value: Tensor) -> Tensor:
+    """A tensor of its own memory, in single precision where it is a floating one."""
+    return value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
 
 
 def _front_end(

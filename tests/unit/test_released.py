@@ -14,10 +14,10 @@ from transformers import AutoConfig, pipeline
 
 from almosaic.cli import main
 from almosaic.encoder import AudioMosaicConfig, AudioMosaicForAudioClassification, AudioMosaicModel
-from almosaic.encoder.conversion import to_released
+from almosaic.encoder.conversion import PROBLEM_TYPES, to_released
 from almosaic.errors import AlmosaicError
 from almosaic.export import export
-from almosaic.features import AudioMosaicFeatureExtractor
+from almosaic.features import FRONT_END_PRESETS, AudioMosaicFeatureExtractor
 from almosaic.loading import load_model
 from almosaic.objectives.pretraining import AudioMosaicForPreTraining
 from almosaic.released import convert_released, read_labels, read_weights, write_released
@@ -85,6 +85,18 @@ def test_in_and_out_again(kind: str, suffix: str, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"again", first.name, second.name, "ours"}
 
 
+def test_half_precision_and_shared_memory_come_out_single(tmp_path: Path) -> None:
+    """As a training script may write them: halves, and norms that are views of one tensor."""
+    tensors = {key: value.half() for key, value in released(classifier()).items()}
+    both = torch.arange(128, dtype=torch.float16)
+    tensors |= {"norm_pre.weight": both[:64], "norm_pre.bias": both[64:]}
+    torch.save(tensors, tmp_path / "half.pt")
+    convert_released(tmp_path / "half.pt", tmp_path / "out")
+    loaded = AudioMosaicForAudioClassification.from_pretrained(tmp_path / "out")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert all(torch.equal(value, tensors[key].float()) for key, value in released(loaded).items())
+
+
 def test_the_pipeline_names_classes(file: Path, tmp_path: Path) -> None:
     """Also of a clip of several windows, and after `export`, which keeps the head."""
     (tmp_path / "labels.csv").write_text(LABELS)
@@ -130,6 +142,10 @@ def test_the_front_end_is_stored(
     convert_released(file, tmp_path / "out", preset, **options)
     found = AudioMosaicFeatureExtractor.from_pretrained(tmp_path / "out")
     assert (found.std_factor, found.min_samples, found.max_samples) == expected
+
+
+def test_every_preset_has_a_front_end_and_a_kind_of_labels() -> None:
+    assert PROBLEM_TYPES.keys() == FRONT_END_PRESETS.keys()
 
 
 def test_windows_of_another_length_are_noted(
