@@ -314,8 +314,12 @@ class AudioMosaicFeatureExtractor(SequenceFeatureExtractor):  # type: ignore[mis
 
     def featurize(self, waveforms: Tensor, lengths: Tensor | Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Return what `cut` returns, from waveforms [B, S] with `lengths` [B] samples, on their device."""
+        return self.cut(*self.log_mel(waveforms, lengths))
+
+    def log_mel(self, waveforms: Tensor, lengths: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return what `cut` takes, from waveforms [B, S] with `lengths` [B] samples, on their device."""
         waveforms, lengths = self._of_allowed_length(waveforms, lengths)
-        return self.cut(*log_mel_fbank(waveforms, lengths, num_mel_bins=self.num_mel_bins))
+        return log_mel_fbank(waveforms, lengths, num_mel_bins=self.num_mel_bins)
 
     def _of_allowed_length(self, waveforms: Tensor, lengths: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
         """Pad and cut clips as `min_samples` and `max_samples` say."""

@@ -57,16 +57,19 @@ class LayerFeatures:
 class Reader(Protocol):
     """Something that turns the log-mel of clips into rows of features."""
 
-    bins: int
-    device: torch.device
+    kind: tuple[Any, ...]  # readers of one kind share a clip's log-mel
     rows: tuple[int, int]  # E, D
 
     def key(self, clips: ClipSource) -> str:
         """A hash of everything that the rows depend on."""
         ...
 
+    def log_mel(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
+        """Waveform [1, S] to log-mel [1, T', F] and frames [1], on the reader's device."""
+        ...
+
     def read(self, index: int, log_mel: Tensor, frames: Tensor, arrays: Mapping[str, Any]) -> None:
-        """Take one clip, log_mel [1, T', F]; rows appear in `arrays` now or at a later call."""
+        """Take one clip; its row appears in `arrays` now or at a later call."""
         ...
 
     def finish(self, arrays: Mapping[str, Any]) -> None:
@@ -92,7 +95,7 @@ class EncoderReader:
     ) -> None:
         check_layer(tower, layer)
         self.tower, self.extractor, self.pooling = tower, extractor, pooling
-        self.bins, self.device = int(extractor.num_mel_bins), tower.device
+        self.kind = (tower.device, extractor.num_mel_bins, extractor.min_samples, extractor.max_samples)
         self.rows = (tower.config.num_hidden_layers + 1, tower.config.hidden_size)
         self._waiting: list[tuple[int, Tensor, Tensor, Tensor]] = []
 
@@ -101,6 +104,13 @@ class EncoderReader:
         shape = architecture(self.tower.config)
         own = cache_key(self.tower, self.extractor, clips, len(clips), None)
         return hashlib.sha256(f"{FORMAT} {self.pooling} {shape} {own}".encode()).hexdigest()
+
+    def log_mel(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
+        """As the front end makes it: its shortest and longest clip count."""
+        found: tuple[Tensor, Tensor] = self.extractor.log_mel(
+            waveform.to(self.tower.device), [waveform.shape[1]]
+        )
+        return found
 
     def read(self, index: int, log_mel: Tensor, frames: Tensor, arrays: Mapping[str, Any]) -> None:
         """Cut into windows; a batch is encoded when enough of them wait."""
@@ -155,12 +165,16 @@ def architecture(config: AudioMosaicConfig) -> dict[str, Any]:
 class HandReader:
     """Mean and deviation of the log-mel over time, per band: what a clip says without any training."""
 
-    def __init__(self, device: torch.device | None = None) -> None:
-        self.bins, self.rows, self.device = NUM_MEL_BINS, (1, 2 * NUM_MEL_BINS), device or torch.device("cpu")
+    kind = (torch.device("cpu"), NUM_MEL_BINS, 0, None)
+    rows = (1, 2 * NUM_MEL_BINS)
 
     def key(self, clips: ClipSource) -> str:
         """A hash of the clips."""
         return hashlib.sha256(f"{FORMAT} hand {clips.fingerprint()}".encode()).hexdigest()
+
+    def log_mel(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
+        """The whole clip's."""
+        return log_mel_fbank(waveform)
 
     def read(self, index: int, log_mel: Tensor, frames: Tensor, arrays: Mapping[str, Any]) -> None:
         """One row at once."""
@@ -219,12 +233,11 @@ def _read_all(
     """One pass over the clips for all readers; rows that are not finite are refused."""
     for index in range(len(clips)):
         waveform = torch.from_numpy(np.ascontiguousarray(clips.waveform(index, 0), np.float32))[None]
-        spectra: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
+        spectra: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
         for name, reader in readers.items():
-            kind = (reader.bins, reader.device)
-            if kind not in spectra:
-                spectra[kind] = log_mel_fbank(waveform.to(reader.device), num_mel_bins=reader.bins)
-            reader.read(index, *spectra[kind], arrays[name])
+            if reader.kind not in spectra:
+                spectra[reader.kind] = reader.log_mel(waveform)
+            reader.read(index, *spectra[reader.kind], arrays[name])
         if progress is not None:
             progress(index + 1, len(clips))
     for name, reader in readers.items():

@@ -201,4 +201,4 @@ def _untrained(reader: EncoderReader, settings: ProbeSettings) -> EncoderReader:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(draws.key(settings.seed, UNTRAINED))
         tower = AudioMosaicModel(reader.tower.config)
-    return EncoderReader(tower.to(reader.device), reader.extractor, settings.pooling, settings.layer)
+    return EncoderReader(tower.to(reader.tower.device), reader.extractor, settings.pooling, settings.layer)

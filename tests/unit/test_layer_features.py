@@ -56,6 +56,19 @@ def test_cached_features_are_those_that_embed_gives(tmp_path, monkeypatch, pooli
     assert not np.allclose(found.at(None), found.at(1), atol=1e-2)
 
 
+def test_the_front_ends_own_limits_hold(tmp_path):
+    """Readers whose front ends cut clips to different lengths do not share a spectrum."""
+    limits = {"min_samples": 9000, "max_samples": 20_000, "long_clips": "centre"}
+    limited = AudioMosaicFeatureExtractor(window_frames=WINDOW_FRAMES, **limits)
+    readers = {"free": EncoderReader(encoder(), EXTRACTOR), "limited": EncoderReader(encoder(), limited)}
+    clips = Clips()
+    found = layer_features(readers, clips, tmp_path)
+    sources = [(clips.waveform(index, 0), 16_000) for index in range(4)]
+    for name, extractor in (("free", EXTRACTOR), ("limited", limited)):
+        expected = np.stack([v for _, v in embed(encoder(), sources, None, 2, extractor, pooling="mean")])
+        np.testing.assert_allclose(found[name].at(None), expected, atol=2e-5)
+
+
 def test_long_clips_count_windows_by_their_real_frames():
     mask = torch.zeros(3, 8, dtype=torch.bool)
     mask[0], mask[1, :2], mask[2, :5] = True, True, True
@@ -101,7 +114,9 @@ def test_probes_on_cached_features_equal_those_on_tokens(tmp_path, name, heads):
         else:
             cached, entries = WeightedSum(3), found.means
             cached.layer_weights.copy_(on_tokens.layer_weights)
-        torch.testing.assert_close(cached(torch.from_numpy(np.array(entries[:1]))), expected, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            cached(torch.from_numpy(np.array(entries[:1]))), expected, atol=2e-5, rtol=1e-4
+        )
 
 
 def test_one_pass_serves_all_encoders_and_later_runs_need_none(tmp_path):
