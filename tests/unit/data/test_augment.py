@@ -23,6 +23,7 @@ from almosaic.data.augment import (
     augment_log_mel,
     augment_waveforms,
 )
+from almosaic.data.steps import roll, roll_at_once
 from almosaic.features import LOG_FLOOR, log_mel_fbank
 
 EVERY_WAVEFORM_STEP = [
@@ -95,6 +96,12 @@ def test_roll_is_exact_and_stays_inside_the_clip():
     gains = np.array(gains)
     assert 0.5 < gains.min() < 0.75 and 1.25 < gains.max() < 1.5
     assert abs(gains.mean() - 1.0) < 0.015 and abs(gains.var() - 100 / (400 * 21)) < 0.0015  # Beta(10, 10)
+
+
+def test_one_gather_rolls_like_row_by_row():
+    lengths, shift = torch.tensor([50, 20, 1, 33]), torch.tensor([7, -3, 0, 32])
+    for batch in (noise(4, 50), torch.randn(4, 50, 3)):
+        assert torch.equal(roll_at_once(batch, lengths, shift), roll(batch, lengths, shift))
 
 
 def test_signal_to_noise_ratio():

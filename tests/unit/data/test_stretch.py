@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from almosaic.data import stretch
 from almosaic.data.augment import Draws, PitchShift, TimeStretch, augment_waveforms
 from almosaic.data.stretch import pitch_shift, time_stretch
 
@@ -152,6 +153,15 @@ def test_only_a_clips_own_samples_count():
                 waveforms[row, None, :length], lengths[row, None], torch.tensor(amounts[row : row + 1])
             )
             torch.testing.assert_close(together[row, :length], alone[0], atol=1e-6, rtol=0)
+
+
+def test_blocks_of_frames_change_nothing(monkeypatch):
+    waveforms = bursts([3000, 9000], 20_000).repeat(3, 1) + tones([300.0, 800.0, 2000.0], 20_000)
+    lengths, amounts = torch.tensor([20_000, 11_000, 16_000]), torch.tensor([0.75, 1.2, 0.9])
+    found = time_stretch(waveforms, lengths, amounts), pitch_shift(waveforms, lengths, amounts)
+    monkeypatch.setattr(stretch, "_CPU_FRAMES", 5)
+    torch.testing.assert_close(time_stretch(waveforms, lengths, amounts), found[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(pitch_shift(waveforms, lengths, amounts), found[1], atol=1e-5, rtol=0)
 
 
 def test_silence_and_a_tone_after_it():
