@@ -128,8 +128,6 @@ class ShardClips(StoredClips):
         """The audio member of a clip as a file."""
         shard = bisect_right(self._ends, index)
         start, size = self._places[index, :2].tolist()
-        if size == 0:
-            raise AudioError(f"{self.name(index)}: empty member (0 bytes); pack it again")
         member = Member(self._file(shard).fileno(), self.name(index), (start, size))
         return io.BufferedReader(member, BUFFER_BYTES)
 
