@@ -139,7 +139,8 @@ def test_clips_and_crops_are_those_of_unpacked_files(shards, tmp_path):
 def test_a_member_is_a_file_of_its_own(shards):
     with tarfile.open(shards[0]) as archive:
         expected = archive.extractfile("001.wav").read()
-    with ShardClips(shards).stored(1) as file:
+    clips = ShardClips(shards)
+    with clips.stored(1) as file:
         assert file.read() == expected and file.read() == b"" and file.tell() == len(expected)
         assert file.seek(-10, os.SEEK_END) == len(expected) - 10 and file.read(99) == expected[-10:]
         assert file.seek(5) == 5 and file.seek(3, os.SEEK_CUR) == 8 and file.read(4) == expected[8:12]
