@@ -88,7 +88,9 @@ def test_stretch_moves_onsets_by_the_rate_and_keeps_pitch(device):
         for onset in onsets:
             moved = round(onset / rate)
             if moved < samples - 1600:
-                assert abs(onset_near(row, moved) - moved) < 0.010 * RATE, f"{onset} at rate {rate}"
+                assert abs(onset_near(row, moved) - moved) < 0.008 * RATE, f"{onset} at rate {rate}"
+                power = row[moved - 1600 : moved + 1600].square()
+                assert power[:1520].sum() < 0.03 * power.sum(), "an onset restarts the phases: no pre-echo"
     stretched = time_stretch(tones([330.0] * 3), torch.full((3,), 24_000), torch.tensor([0.7, 0.9, 1.2]))
     for row in stretched:
         assert abs(1200 * math.log2(pitch_of(row) / 330)) < 1
@@ -160,8 +162,10 @@ def test_blocks_of_frames_change_nothing(monkeypatch):
     lengths, amounts = torch.tensor([20_000, 11_000, 16_000]), torch.tensor([0.75, 1.2, 0.9])
     found = time_stretch(waveforms, lengths, amounts), pitch_shift(waveforms, lengths, amounts)
     monkeypatch.setattr(stretch, "_CPU_FRAMES", 5)
-    torch.testing.assert_close(time_stretch(waveforms, lengths, amounts), found[0], atol=1e-5, rtol=0)
-    torch.testing.assert_close(pitch_shift(waveforms, lengths, amounts), found[1], atol=1e-5, rtol=0)
+    again = time_stretch(waveforms, lengths, amounts), pitch_shift(waveforms, lengths, amounts)
+    for one, other in zip(found, again, strict=True):
+        for row, length in enumerate(lengths.tolist()):
+            torch.testing.assert_close(one[row, :length], other[row, :length], atol=1e-5, rtol=0)
 
 
 def test_silence_and_a_tone_after_it():
