@@ -113,7 +113,14 @@ def is_final(checkpoint: Path, steps: int) -> bool:
 def remove_old(folder: Path, keep: int) -> None:
     """Delete all but the last `keep` whole checkpoints of a stage folder."""
     for checkpoint in whole_checkpoints(folder)[:-keep]:
-        shutil.rmtree(checkpoint, ignore_errors=True)
+        checkpoint.rename(checkpoint.with_name(f"tmp-removed-{checkpoint.name}"))  # never half of one
+    remove_temporary(folder)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Delete what a killed process was writing or deleting in a stage folder."""
+    for entry in folder.glob("tmp-*"):
+        shutil.rmtree(entry, ignore_errors=True)
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:

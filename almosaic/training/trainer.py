@@ -71,6 +71,8 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
             Interrupted: stopped by the user, with a checkpoint saved.
             AlmosaicError: loss or gradients became non-finite, or a checkpoint could not be written or read.
         """
+        if self.args.should_save:
+            checkpoints.remove_temporary(self.folder)
         found = checkpoints.latest_checkpoint(self.folder) if resume else None
         if found and checkpoints.is_final(found, self.args.max_steps):
             self._load_from_checkpoint(str(found))

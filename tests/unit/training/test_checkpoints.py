@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from almosaic.errors import AlmosaicError
-from almosaic.training.checkpoints import latest_checkpoint, load_weights, whole_folder, write_json
+from almosaic.training.checkpoints import (
+    latest_checkpoint,
+    load_weights,
+    remove_old,
+    remove_temporary,
+    whole_checkpoints,
+    whole_folder,
+    write_json,
+)
 
 
 def test_a_folder_appears_only_when_it_is_whole(tmp_path):
@@ -97,3 +106,16 @@ def test_anything_else_is_an_error_with_names(tmp_path):
         load_weights(Tied(), write_weights(tmp_path, words__weight=words, extra=torch.zeros(1), **both))
     with pytest.raises(AlmosaicError, match=r"of another shape words\.weight"):
         load_weights(Tied(width=4), write_weights(tmp_path, words__weight=words, **both))
+
+
+def test_old_checkpoints_go_at_once_and_what_was_being_written_goes_too(tmp_path, monkeypatch):
+    for step in (1, 2, 3):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    (tmp_path / "tmp-checkpoint-4").mkdir()
+    with monkeypatch.context() as killed:  # before the first file is deleted
+        killed.setattr(shutil, "rmtree", lambda *_, **__: None)
+        remove_old(tmp_path, 2)
+    assert {path.name for path in whole_checkpoints(tmp_path)} == {"checkpoint-2", "checkpoint-3"}
+    remove_temporary(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-3"}
