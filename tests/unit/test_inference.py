@@ -127,14 +127,30 @@ def test_vectors_are_means_over_tokens_then_windows(built):
     with torch.no_grad():
         output = tower(inputs["input_features"], output_hidden_states=True)
     assert inputs["audio_windows"].tolist() == [1, 3, 1]
+    shares = inputs["input_features_mask"][1:4].sum(1, keepdim=True) / 148  # of the frames of the second clip
     sources = [(clip, 16_000) for clip in clips]
     for layer, tokens in ((None, output.last_hidden_state), (0, output.hidden_states[1])):
         windows = tokens.mean(1)
-        expected = torch.stack([windows[0], windows[1:4].mean(0), windows[4]]).numpy()
+        expected = torch.stack([windows[0], (shares * windows[1:4]).sum(0), windows[4]]).numpy()
         for size in (1, 2, 8):
             found = list(embed(model, sources, layer=layer, batch_size=size, feature_extractor=extractor))
             assert [name for name, _ in found] == ["0", "1", "2"]
             assert np.allclose(np.stack([vector for _, vector in found]), expected, atol=1e-5)
+
+
+def test_pooling_may_be_chosen(built):
+    model, processor = built
+    extractor, sources = processor.feature_extractor, [(waveform(0.3), 16_000)]
+    inputs = extractor([waveform(0.3)])
+    with torch.no_grad():
+        tokens = model.audio_tower(inputs["input_features"]).last_hidden_state[0]
+    real = inputs["input_features_mask"][0].reshape(4, 16).any(1).repeat_interleave(8)
+    expected = {"mean": tokens.mean(0), "cls": tokens[0]}
+    expected["mean_valid"] = torch.cat([tokens[:1], tokens[1:][real]]).mean(0)
+    for pooling, vector in expected.items():
+        ((_, found),) = embed(model, sources, feature_extractor=extractor, pooling=pooling)
+        assert np.allclose(found, vector.numpy(), atol=1e-5), pooling
+    assert not torch.allclose(expected["mean"], expected["mean_valid"], atol=1e-3)
 
 
 def test_a_bad_clip_is_raised_or_noted(built):

@@ -71,14 +71,19 @@ def test_answers_are_shown_without_a_file(answering: list[str], capsys: pytest.C
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".jsonl"])
 def test_embeddings_in_every_format(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def embed(model: Any, sources: Any, layer: Any, batch_size: int, failures: list[Any]) -> Any:
+    def embed(
+        model: Any, sources: Any, layer: Any, batch_size: int, failures: list[Any], pooling: str
+    ) -> Any:
+        assert pooling == "cls"
         failures.append(("bad", "bad: too short"))
         yield from ((name, np.full(3, i, np.float32)) for i, name in enumerate(sources))
 
     monkeypatch.setattr(outputs, "embed", embed)
     monkeypatch.setattr(outputs, "load_model", lambda *args, **kwargs: (None, None))
     out = tmp_path / f"x{suffix}"
-    assert outputs.embed_files("model", ["a", "b"], out, progress=nothing) == ["bad: too short"]
+    assert outputs.embed_files("model", ["a", "b"], out, pooling="cls", progress=nothing) == [
+        "bad: too short"
+    ]
     if suffix == ".npz":
         loaded = np.load(out)
         ids, vectors = loaded["ids"].tolist(), loaded["embeddings"]
