@@ -47,10 +47,19 @@ class ProbeHead(Settings):
 
 
 def front_end_of(settings: "FinetuneSettings", start: Path | None) -> AudioMosaicFeatureExtractor:
-    """The recipe's front end, else that of the earlier model, else AudioSet's."""
+    """The recipe's front end, else that of the earlier model, else AudioSet's.
+
+    Raises:
+        AlmosaicError: the earlier model has none.
+    """
     if settings.front_end is not None or start is None:
         return AudioMosaicFeatureExtractor.from_settings(settings.front_end or FrontEndSettings())
-    found: AudioMosaicFeatureExtractor = AudioMosaicFeatureExtractor.from_pretrained(start)
+    try:
+        found: AudioMosaicFeatureExtractor = AudioMosaicFeatureExtractor.from_pretrained(start)
+    except OSError as error:
+        raise AlmosaicError(
+            f"{start} has no preprocessor_config.json; set front_end in the recipe"
+        ) from error
     return found
 
 

@@ -28,7 +28,7 @@ from almosaic.training.finetune_trainer import FinetuneTrainer, WeightedOrder
 from almosaic.training.labelled_batches import LabelledBatches
 from almosaic.training.log_mel_pool import LogMelPool, PoolDataset, collate_pool, measure_statistics
 from almosaic.training.optim import OptimSettings
-from almosaic.training.selection import Examiner, Metric, SelectionCallback, load_best
+from almosaic.training.selection import Examiner, Metric, SelectionCallback, forget_best, load_best
 from almosaic.training.waveform_pool import WaveformPool, WindowClips
 
 logger = logging.getLogger(__name__)
@@ -158,6 +158,8 @@ def finetune(
         AlmosaicError: data, labels or weights that do not fit, too many bad clips, non-finite training.
     """
     folder = Path(folder)
+    if resume and (folder / SCORES).is_file() and (folder / "model" / "config.json").is_file():
+        return folder / "model"
     rows = open_labelled(
         settings.data,
         hold_out=settings.select_on == "validation",
@@ -167,30 +169,25 @@ def finetune(
     _check_rows(settings, rows, stage)
     extractor = front_end_of(settings, start)
     clips = _training_clips(settings, rows, extractor, seed, stage)
-    if settings.measure_statistics:
-        extractor.mean, extractor.std = measure_statistics(clips.source, clips.bad, clips.log_mels)
-        logger.info("front end: mean %.3f, deviation %.3f, measured", extractor.mean, extractor.std)
     set_seed(draws.key(seed, stage, "weights") % 2**31)
     model = build_classifier(settings, extractor, rows.classes, start)
     trainer = _trainer(settings, model, extractor, rows, clips, folder=folder, seed=seed, stage=stage)
     if settings.select_on != "last":
         chosen = rows.validation or [row for part in rows.test.values() for row in part]
         examiner = _examiner(settings, chosen, rows.classes, extractor, keep=settings.cache != "none")
-        trainer.add_callback(SelectionCallback(trainer, examiner, settings, folder))
+        trainer.add_callback(SelectionCallback(trainer, examiner, settings, folder, resume))
     trainer.run(resume)
     best = None if settings.select_on == "last" else load_best(model, folder)
-    result = _result(settings, model, extractor, rows, best, start, seed, stage)
-
-    def write() -> Path:
-        write_json(folder / SCORES, {"classification": result})
-        return write_model(folder, model, extractor)
-
-    return trainer.on_main(write)
+    about = {"model": stage, "start": "scratch" if start is None else str(start), "seed": seed}
+    about |= {"n_train": len(clips.rows), "n_validation": len(rows.validation)}
+    result = [{**about, **row} for row in _scores(settings, model, extractor, rows, best)]
+    return trainer.on_main(lambda: _write(folder, model, extractor, result))
 
 
 class _Clips(NamedTuple):
-    """The training clips as they are read."""
+    """The training clips as they are read, and their rows."""
 
+    rows: Rows
     source: ClipSource
     bad: BadClips
     log_mels: LogMelPool | None
@@ -222,14 +219,24 @@ def _training_clips(
     seed: int,
     stage: str,
 ) -> _Clips:
-    """The training clips, in memory where the settings ask for it."""
+    """The training clips, in memory where the settings ask for it; measures the statistics that they set.
+
+    A clip without a log-mel is left out, as its label would go to the one that takes its place.
+    """
     workers, bad = settings.optim.workers, BadClips(len(rows.train), settings.bad_clip_share)
     crop_seed = draws.key(seed, stage, "crop") if settings.random_crop else None
     source: ClipSource = WindowClips(rows.train, extractor, crop_seed)
     if settings.cache == "waveforms":
         source = WaveformPool(source, bad, workers)
     log_mels = LogMelPool.build(source, bad, workers) if settings.cache == "log_mels" else None
-    return _Clips(source, bad, log_mels)
+    if settings.measure_statistics:
+        extractor.mean, extractor.std = measure_statistics(source, bad, log_mels)
+        logger.info("front end: mean %.3f, deviation %.3f, measured", extractor.mean, extractor.std)
+    if log_mels is None:
+        return _Clips(rows.train, source, bad, None)
+    good = [index for index in range(len(rows.train)) if index not in bad.reasons]
+    pool = LogMelPool([log_mels.log_mels[index] for index in good])
+    return _Clips([rows.train[index] for index in good], source, bad, pool)
 
 
 def _trainer(
@@ -244,7 +251,7 @@ def _trainer(
     stage: str,
 ) -> FinetuneTrainer:
     """The trainer with its data, ready to run."""
-    targets = Targets(rows.train, rows.classes)
+    targets = Targets(clips.rows, rows.classes)
     dataset: Any = PretrainDataset(clips.source, clips.bad.attempts)
     collator: Any = WaveformCollator()
     if clips.log_mels is not None:
@@ -289,32 +296,32 @@ def _examiner(
     )
 
 
-def _result(
+def _scores(
     settings: FinetuneSettings,
     model: Any,
     extractor: AudioMosaicFeatureExtractor,
     rows: LabelledRows,
     best: dict[str, Any] | None,
-    start: Path | None,
-    seed: int,
-    stage: str,
 ) -> list[dict[str, Any]]:
-    """One row of results for every part that is scored, with what it may depend on."""
+    """One row of results for every part that is scored, with how the model was trained and chosen."""
     about = {
-        "model": stage,
-        "start": "scratch" if start is None else str(start),
         "trained": f"probe: {settings.probe.readout}" if settings.probe else "all weights",
         "layer": settings.probe.layer if settings.probe else None,
         "metric": settings.chooses_by,
         "select_on": settings.select_on,
         "epoch": best["epoch"] if best else None,
         "selection_score": best["score"] if best else None,
-        "n_train": len(rows.train),
-        "n_validation": len(rows.validation),
-        "seed": seed,
     }
     found = []
     for name, part in rows.test.items():
         scores = _examiner(settings, part, rows.classes, extractor).scores(model, settings.loss)
         found.append({"test": name, **about, **scores})
     return found
+
+
+def _write(folder: Path, model: Any, extractor: Any, result: list[dict[str, Any]]) -> Path:
+    """The scores, then the model: a stage that has one has both."""
+    write_json(folder / SCORES, {"classification": result})
+    path = write_model(folder, model, extractor)
+    forget_best(folder)
+    return path

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -117,10 +118,15 @@ class SelectionCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(
-        self, trainer: AlmosaicTrainer, examiner: Examiner, settings: "FinetuneSettings", folder: Path
+        self,
+        trainer: AlmosaicTrainer,
+        examiner: Examiner,
+        settings: "FinetuneSettings",
+        folder: Path,
+        resume: bool,
     ) -> None:
         self.trainer, self.examiner, self.settings, self.folder = trainer, examiner, settings, folder
-        self.best = kept_best(folder)
+        self.best = kept_best(folder) if resume else None
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -168,3 +174,8 @@ def load_best(model: nn.Module, folder: Path) -> dict[str, Any]:
         raise AlmosaicError(f"{folder / BEST} is gone: run the stage again without --resume")
     model.load_state_dict(load_file(folder / BEST / WEIGHTS))
     return best
+
+
+def forget_best(folder: Path) -> None:
+    """Remove the kept weights, once the model is written."""
+    shutil.rmtree(folder / BEST, ignore_errors=True)

@@ -65,6 +65,20 @@ def test_a_group_stays_on_one_side(manifest):
         opened(manifest, fold=3, group="source")
 
 
+def test_rows_of_several_labels_are_held_out_once(manifest):
+    rows = [["rare", "common"]] * 10 + [["common"]] * 10
+    lines = [
+        json.dumps({"id": str(i), "audio": f"{i}.wav", "labels": labels, "fold": "1"})
+        for i, labels in enumerate(rows)
+    ]
+    test = json.dumps({"id": "t", "audio": "t.wav", "labels": ["rare", "common"], "fold": "2"})
+    manifest.write_text("\n".join([*lines, test]))
+    for key in range(5):
+        held = opened(manifest, fold=2, single=False, validation_share=0.2, key=key).validation
+        counts = Counter(label for row in held for label in row.labels)
+        assert counts["common"] == 4 and counts["rare"] >= 2
+
+
 def test_splits_and_named_validation_parts(manifest):
     rows = opened(manifest, train=["train"], test=["test"], validation_fold=2)
     assert {row.fold for row in rows.train} == {"1"} and {row.fold for row in rows.validation} == {"2"}

@@ -8,6 +8,8 @@ import torch
 from pydantic import ValidationError
 from transformers import pipeline
 
+from almosaic.data import draws
+from almosaic.data.labelled import open_labelled
 from almosaic.encoder import AudioMosaicForAudioClassification, AudioMosaicModel
 from almosaic.encoder.positions import resize_table
 from almosaic.errors import AlmosaicError
@@ -16,6 +18,7 @@ from almosaic.masking import PatchGrid
 from almosaic.objectives.pretraining import AudioMosaicForPreTraining
 from almosaic.training.callbacks import Interrupted
 from almosaic.training.classifier import build_classifier
+from tests.unit.data.labelled_manifest import folds, write_tones
 from tests.unit.training import finetune_runs
 from tests.unit.training.finetune_runs import (
     FRAMES,
@@ -160,6 +163,7 @@ def test_a_stopped_run_goes_on_as_if_never_stopped(manifest, tmp_path, monkeypat
         for run in ("whole", "stopped")
     )
     assert same(weights(first), weights(second))
+    assert not (tmp_path / "stopped" / "best").exists()
     assert run_finetune(tmp_path / "stopped", manifest, resume=True, **settings) == whole, (
         "finished: only scored"
     )
@@ -193,9 +197,28 @@ def test_cached_clips_change_nothing(manifest, tmp_path):
     run_finetune(tmp_path / "log_mels", manifest, cache="log_mels", optim={"epochs": 1})
 
 
-def test_two_classes_have_an_error_rate_and_weights(tmp_path):
-    from tests.unit.data.labelled_manifest import write_tones
+def test_a_bad_clip_is_left_out_with_its_label(tmp_path, caplog):
+    manifest = write_tones(tmp_path / "data", folds())
+    bad = next(row for row in open_rows(manifest).train if row.labels == ("low",))
+    bad.path.write_bytes(b"RIFF")
+    for cache, n_train in (("log_mels", 17), ("waveforms", 18)):
+        (row,) = run_finetune(
+            tmp_path / cache, manifest, cache=cache, bad_clip_share=0.1, optim={"epochs": 1}
+        )
+        assert row["n_train"] == n_train, "waveforms: another clip, with its own label, takes the place"
+        assert f"skipped clip {open_rows(manifest).train.index(bad)}" in caplog.text
+        caplog.clear()
+    with pytest.raises(AlmosaicError, match="1 of 18 clips cannot be used"):
+        run_finetune(tmp_path / "strict", manifest, cache="log_mels")
 
+
+def open_rows(manifest):
+    """What `run_finetune` trains on."""
+    data = finetune_settings(manifest).data
+    return open_labelled(data, hold_out=True, single=True, key=draws.key(0, "validation"))
+
+
+def test_two_classes_have_an_error_rate_and_weights(tmp_path):
     rows = [([label], {"fold": str(fold)}) for fold in (1, 2) for label in ("low", "high") for _ in range(4)]
     manifest = write_tones(tmp_path / "data", rows)
     data = {"fold": 2, "validation_share": 0.3}
