@@ -1,6 +1,7 @@
 """Probes of encoders on sets: which rows come out, with their controls, and what is refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,13 +79,18 @@ def test_every_protocol_has_a_row_beside_its_controls(tmp_path):
 
 
 def test_one_layer_may_be_chosen(tmp_path):
+    """Labels that say nothing about the sound: every layer is wrong in a way of its own."""
     settings = ProbeSettings(layer=0, neighbours=3, hand_features=False, majority=False)
+    labels = tuple(np.random.default_rng(0).permutation(["a", "b"] * 20))
+    parts = tuple(["train"] * 20 + ["test"] * 20)
+    clips = replace(tones(40), labels=labels, parts=parts)
     readers = open_encoders({"a": (tiny_encoder(1), EXTRACTOR)}, settings)
-    rows = set_rows("tones", tones(), readers, settings, tmp_path)
-    assert [row["layer"] for row in rows] == [0, 0]
-    every = settings.model_copy(update={"layer": None, "protocols": ("per_layer",)})
-    blocks = set_rows("tones", tones(), readers, every, tmp_path)
-    assert rows[0]["score"] == blocks[0]["score"] and rows[0]["regularisation"] == blocks[0]["regularisation"]
+    linear, near = set_rows("tones", clips, readers, settings, tmp_path)
+    every = settings.model_copy(update={"layer": None, "protocols": ("per_layer", "knn")})
+    *blocks, last = set_rows("tones", clips, readers, every, tmp_path)
+    assert linear["layer"] == near["layer"] == 0 and last["layer"] is None
+    assert linear["score"] == blocks[0]["score"] != blocks[1]["score"]
+    assert near["score"] != last["score"]
     with pytest.raises(AlmosaicError, match="layer 7 does not exist; the encoder has blocks 0 to 1"):
         open_encoders({"a": (tiny_encoder(1), EXTRACTOR)}, ProbeSettings(layer=7))
 

@@ -101,9 +101,9 @@ def test_one_row_per_label_still_fits():
 
 
 def test_inner_folds_spread_every_label():
-    labels = Labels.of(["a"] * 9 + ["b"] * 6)
+    labels = Labels.of(["a"] * 60 + ["b"] * 30)
     numbers = inner_folds(labels, labels.targets, 3, seed=0)
-    for rows in (numbers[:9], numbers[9:]):
+    for rows in (numbers[:60], numbers[60:]):
         assert (np.bincount(rows, minlength=3) == len(rows) // 3).all()
     assert (inner_folds(labels, labels.targets, 3, seed=1) != numbers).any()
     rare = Labels.of(["a"] * 9 + ["b"])
