@@ -134,6 +134,10 @@ def test_archives_are_found_by_path_and_pattern_each_once(tmp_path):
     assert isinstance(source, ShardClips) and heard(source) == [1, 2, 3] and source.blocks == [2, 1]
     both = (str(tmp_path / "odd[1].tar"), str(tmp_path / "train-1.tar"), pattern)
     assert heard(open_clips(ShardsData(shards=both))) == [5, 3, 1, 2]
+    many = [tmp_path / f"many-{number * 7 % 20:02}.tar" for number in range(20)]
+    for path in many:
+        path.touch()
+    assert shard_paths(str(tmp_path / "many-*.tar")) == sorted(many)
     for bad in (str(tmp_path / "test-*.tar"), str(tmp_path / "none.tar"), str(tmp_path)):
         with pytest.raises(AlmosaicError, match="expected tar archives, found no file of that name"):
             shard_paths(bad)
