@@ -12,7 +12,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from forks import PLACES, finish, lines, start, train, train_until, weights
 
 KILLS = 24
-CHANGES = ["monitor=null", "optim.steps=5", "optim.save_steps=1", "optim.tensorboard=false"]
+CHANGES = ["optim.steps=5", "optim.save_steps=1", "optim.batch_size=4", "optim.tensorboard=false"]
+# Small, so that a process does little else than train and save.
+CHANGES += ["crop_seconds=1.0", "min_seconds=0", "front_end.window_frames=112"]
+CHANGES += ["monitor=null", "objective.cache_chunk=null"]
 
 
 @pytest.fixture(scope="module")
