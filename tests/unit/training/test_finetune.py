@@ -6,6 +6,7 @@ import signal
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 from transformers import pipeline
 
 from almosaic.data import draws
@@ -109,6 +110,15 @@ def test_the_best_epoch_is_kept_and_scored(manifest, tmp_path):
     assert (
         last["epoch"] == 6 and list(log_of(tmp_path / "late", "validation_accuracy").values()) == scores[-1:]
     )
+
+
+def test_the_model_has_the_weights_of_the_chosen_epoch(manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr("almosaic.training.selection.better", lambda *scores: False)
+    (row,) = run_finetune(tmp_path, manifest, optim={"epochs": 2})
+    assert row["epoch"] == 1
+    last = load_file(tmp_path / "checkpoint-6" / "model.safetensors")
+    chosen = load_file(tmp_path / "model" / "model.safetensors")
+    assert last.keys() == chosen.keys() and not torch.equal(last["head.weight"], chosen["head.weight"])
 
 
 def test_without_a_choice_or_on_the_test_set_nothing_is_held_out(manifest, tmp_path):
