@@ -1,0 +1,129 @@
+"""What may be typed behind `almosaic`: verbs, arguments and options, with a help line each."""
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+Verbs = Mapping[str, Callable[[argparse.Namespace], int]]
+"""What runs each verb and returns the exit status."""
+
+_OVERRIDES = "recipe keys to change, e.g. stages.encoder.optim.steps=10 (list items by their id)"
+_MODEL = "a model folder, or a run folder (its last stage is used)"
+
+
+def build_parser(run: Verbs, version: str) -> argparse.ArgumentParser:
+    """All verbs and their options."""
+    parser = argparse.ArgumentParser(prog="almosaic", description="Train, ask and judge models that listen.")
+    parser.add_argument("--version", action="version", version=version)
+    parser.set_defaults(kept="nothing was left half written")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    _add_recipe_verbs(verbs, run)
+    _add_model_verbs(verbs, run)
+    check = verbs.add_parser("check", help="decode every clip of a manifest, a folder or tar archives")
+    check.add_argument(
+        "data", metavar="DATA", nargs="+", help="a manifest, a folder of audio, a .tar archive or a pattern"
+    )
+    check.set_defaults(run=run["check"])
+    return parser
+
+
+def _add_recipe_verbs(verbs: Any, run: Verbs) -> None:
+    train = verbs.add_parser("train", help="run the stages of a recipe")
+    train.add_argument("recipe", metavar="RECIPE", help="a YAML file or a name from `almosaic recipe list`")
+    train.add_argument("overrides", metavar="key=value", nargs="*", help=_OVERRIDES)
+    train.add_argument(
+        "--resume", action="store_true", help="go on where an earlier run of this recipe stopped"
+    )
+    train.add_argument(
+        "--stage", metavar="ID", help="run only this stage; the ones it builds on must be finished"
+    )
+    train.set_defaults(run=run["train"])
+
+    evaluate = verbs.add_parser(
+        "eval", help="probe, caption and question a model; deaf controls beside every score"
+    )
+    evaluate.add_argument("target", metavar="RECIPE-or-MODEL", help=f"a recipe with eval stages, or {_MODEL}")
+    evaluate.add_argument("overrides", metavar="key=value", nargs="*", help=_OVERRIDES)
+    evaluate.set_defaults(run=run["eval"])
+
+    recipe = verbs.add_parser("recipe", help="list recipes, or show one with everything filled in")
+    actions = recipe.add_subparsers(metavar="list|show", required=True)
+    actions.add_parser("list", help="names and what they are for").set_defaults(run=run["recipe list"])
+    show = actions.add_parser("show", help="the resolved recipe as YAML")
+    show.add_argument("recipe", metavar="RECIPE")
+    show.add_argument("overrides", metavar="key=value", nargs="*", help=_OVERRIDES)
+    show.set_defaults(run=run["recipe show"])
+
+
+def _add_model_verbs(verbs: Any, run: Verbs) -> None:
+    embed = verbs.add_parser("embed", help="frozen features of audio files")
+    embed.add_argument("model", metavar="MODEL", help=_MODEL)
+    embed.add_argument("audio", metavar="AUDIO", nargs="+", help="audio files, or folders of them")
+    embed.add_argument(
+        "-o", "--output", metavar="OUT", type=Path, required=True, help=".safetensors, .npz or .jsonl"
+    )
+    embed.add_argument(
+        "--layer", type=int, help="0-based encoder block (default: the encoder's pooled output)"
+    )
+    embed.add_argument(
+        "--pooling",
+        choices=("mean", "mean_valid", "cls"),
+        help="over tokens: all, those of real frames, or the first (default: as the encoder's config says)",
+    )
+    embed.add_argument("--batch-size", type=int, default=8)
+    embed.set_defaults(run=run["embed"])
+
+    generate = verbs.add_parser("generate", help="captions and answers about audio files")
+    generate.add_argument("model", metavar="MODEL", help=_MODEL)
+    generate.add_argument("audio", metavar="AUDIO", nargs="+", help="audio files, or folders of them")
+    generate.add_argument("--prompt", metavar="TEXT", required=True, help="what to ask about each clip")
+    generate.add_argument(
+        "-o", "--output", metavar="OUT.jsonl", type=Path, help="continues the file if it exists"
+    )
+    generate.add_argument("--batch-size", type=int, default=8)
+    generate.add_argument("--max-new-tokens", type=int, default=64)
+    generate.add_argument("--temperature", type=float, default=0.0, help="0 = always the likeliest word")
+    generate.set_defaults(run=run["generate"])
+
+    _add_export(verbs, run)
+    demo = verbs.add_parser("demo", help="a chat page in the browser, on this machine only")
+    demo.add_argument("model", metavar="MODEL", help=_MODEL)
+    demo.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0 opens it to your network (default: 127.0.0.1)"
+    )
+    demo.add_argument("--port", type=int, default=7860)
+    demo.add_argument("--share", action="store_true", help="also publish a public link through gradio.live")
+    demo.set_defaults(run=run["demo"])
+
+
+def _add_export(verbs: Any, run: Verbs) -> None:
+    export = verbs.add_parser("export", help="write a complete Hugging Face checkpoint")
+    export.add_argument(
+        "paths", metavar="RUN OUT", nargs="+", type=Path, help="only OUT with --from-released, --to-released"
+    )
+    export.add_argument("--merge", action="store_true", help="fold LoRA into the language model")
+    released = export.add_mutually_exclusive_group()
+    released.add_argument(
+        "--from-released", metavar="FILE", type=Path, help="convert published AudioMosaic weights to a folder"
+    )
+    released.add_argument(
+        "--to-released", metavar="MODEL", type=Path, help="write an encoder or classifier in that format"
+    )
+    published = export.add_argument_group("with --from-released")
+    published.add_argument(
+        "--preset",
+        help="data set of the release: audioset (default), esc50, speech_commands, envsdd, ltu",
+    )
+    published.add_argument(
+        "--labels", metavar="FILE", type=Path, help="CSV index,mid,display_name or label, or one class a line"
+    )
+    published.add_argument(
+        "--std-factor",
+        type=float,
+        choices=(1.0, 2.0),
+        help="2 divides by 2 std, as in training; 1 as in the preprocessing beside the released weights",
+    )
+    published.add_argument("--heads", type=int, metavar="N", help="attention heads (default: of 64 channels)")
+    published.add_argument("--probe-layer", type=int, metavar="N", help="0-based block that a probe reads")
+    export.set_defaults(run=run["export"])
