@@ -108,10 +108,9 @@ def pretrain(
 ) -> Path:
     """Train an encoder on the clips of `source`, or with `steps: 0` write an untrained one.
 
-    `judge` gives the scores that `settings.monitor` asks for.
-
     Writes `folder/model` (encoder and front end) and `folder/pretraining` (the same encoder with the
-    objective's heads, from which its loss and z can be computed again).
+    objective's heads, from which its loss and z can be computed again). `judge` gives the scores that
+    `settings.monitor` asks for.
 
     Returns:
         `folder/model`, which `AudioMosaicModel.from_pretrained` loads.

@@ -29,9 +29,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, folder: Path) -> PreT
     import sentencepiece
 
     model = io.BytesIO()
+    sentences = list(texts)  # here, since the library makes an error of its own of a Ctrl-C in an iterator
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
+            sentence_iterator=iter(sentences),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocabulary,

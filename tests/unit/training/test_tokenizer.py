@@ -76,3 +76,12 @@ def test_the_vocabulary_is_a_bound_and_too_small_a_one_an_error(tmp_path):
     assert len(train_tokenizer(SENTENCES, 5000, tmp_path / "a")) < 500
     with pytest.raises(AlmosaicError, match=r"no tokenizer of 100 pieces .* change `vocabulary`"):
         train_tokenizer(SENTENCES, 100, tmp_path / "b")
+
+
+def test_a_ctrl_c_among_the_texts_stays_one(tmp_path):
+    def texts():
+        yield from SENTENCES
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer(texts(), 400, tmp_path)
