@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from almosaic.alm import AlmosaicForConditionalGeneration
 from almosaic.data.formats import question
+from almosaic.data.sources import audio_below
 from almosaic.errors import AlmosaicError
 from almosaic.inference import embed, generate
 from almosaic.loading import load_model
 from almosaic.training.callbacks import quiet_library
 
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".webm"}
 EMBEDDING_SUFFIXES = (".safetensors", ".npz", ".jsonl")
 
 Advance = Callable[[], object]
@@ -32,10 +32,7 @@ def audio_files(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            inside = [str(file) for file in sorted(path.rglob("*")) if file.suffix.lower() in AUDIO_SUFFIXES]
-            if not inside:
-                raise AlmosaicError(f"{argument} holds no audio ({', '.join(sorted(AUDIO_SUFFIXES))})")
-            found |= dict.fromkeys(inside)
+            found |= dict.fromkeys(audio_below(path))
         elif path.is_file():
             found[argument] = None
         else:

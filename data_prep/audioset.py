@@ -17,10 +17,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from almosaic.audio import AUDIO_SUFFIXES
 from almosaic.errors import AlmosaicError
 from almosaic.files import write_whole
 from data_prep.common import (
-    AUDIO_SUFFIXES,
     Row,
     add_common_arguments,
     measure_durations,

@@ -18,9 +18,6 @@ from almosaic.errors import AlmosaicError, AudioError
 from almosaic.files import write_whole
 from data_prep.regions import Region, active_regions
 
-AUDIO_SUFFIXES = frozenset(
-    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".webm"}
-)
 REGION_COLUMNS = (
     *("file", "split", "label", "region", "start_s", "end_s"),
     *("rms_dbfs", "max_frame_dbfs", "below_clip_max_db"),

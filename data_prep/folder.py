@@ -13,9 +13,9 @@ first `classes.csv`: edit its phrases and kinds, they become the captions and an
 import argparse
 from pathlib import Path
 
+from almosaic.audio import AUDIO_SUFFIXES
 from almosaic.errors import AlmosaicError
 from data_prep.common import (
-    AUDIO_SUFFIXES,
     Row,
     add_common_arguments,
     inspect_audio,

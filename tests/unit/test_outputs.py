@@ -109,5 +109,5 @@ def test_folders_are_opened_and_missing_files_named(tmp_path: Path) -> None:
     with pytest.raises(AlmosaicError, match="no file or folder"):
         outputs.audio_files([str(tmp_path / "c.wav")])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(AlmosaicError, match="holds no audio"):
+    with pytest.raises(AlmosaicError, match="expected audio files"):
         outputs.audio_files([str(tmp_path / "empty")])
