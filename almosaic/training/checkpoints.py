@@ -18,6 +18,7 @@ from almosaic.errors import AlmosaicError
 from almosaic.files import write_whole
 
 STATE_FILE = "trainer_state.json"
+ROWS_FILE = "rows.json"
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 
@@ -108,6 +109,23 @@ def is_final(checkpoint: Path, steps: int) -> bool:
     """Whether a checkpoint is the last of a stage of so many steps (-1 = as many as it was planned with)."""
     state = state_of(checkpoint)
     return bool(state["global_step"] >= (steps if steps > 0 else state["max_steps"]))
+
+
+def keep_count(folder: Path, rows: int, *, resumes: bool, write: bool) -> None:
+    """Note how many rows a stage trains on; AlmosaicError where one that resumes began with another number.
+
+    The order of every epoch hangs on that number: with another it would not be the rest of the same run.
+    """
+    place = folder / ROWS_FILE
+    if resumes and place.is_file():
+        began = json.loads(place.read_text(encoding="utf-8"))["rows"]
+        if began != rows:
+            raise AlmosaicError(
+                f"{folder}: training began with {began} clips or rows, the data now has {rows}: "
+                "put the data back as it was, or train the stage anew in another folder"
+            )
+    elif write and not resumes:
+        write_json(place, {"rows": rows})
 
 
 def remove_old(folder: Path, keep: int) -> None:

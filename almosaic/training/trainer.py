@@ -69,11 +69,14 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
 
         Raises:
             Interrupted: stopped by the user, with a checkpoint saved.
-            AlmosaicError: loss or gradients became non-finite, or a checkpoint could not be written or read.
+            AlmosaicError: loss or gradients became non-finite, a checkpoint could not be written or read, or
+                the data has another size than when the stage began.
         """
+        found = checkpoints.latest_checkpoint(self.folder) if resume else None
         if self.args.should_save:
             checkpoints.remove_temporary(self.folder)
-        found = checkpoints.latest_checkpoint(self.folder) if resume else None
+        rows = len(self.train_dataset)
+        checkpoints.keep_count(self.folder, rows, resumes=found is not None, write=self.args.should_save)
         if found and checkpoints.is_final(found, self.args.max_steps):
             self._load_from_checkpoint(str(found))
             self._write_log(checkpoints.state_of(found)["log_history"])

@@ -1,6 +1,7 @@
 """The trainer: epochs reach the data, only finite steps are taken, checkpoints are whole, Ctrl-C is clean."""
 
 import errno
+import json
 import os
 import signal
 import sys
@@ -94,6 +95,7 @@ def test_the_last_two_checkpoints_are_kept_and_nothing_is_pickled_but_tensors(tm
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "checkpoint-10",
         "checkpoint-9",
+        "rows.json",
         "training_log.json",
     ]
     files = {path.name for path in (tmp_path / "checkpoint-9").iterdir()}
@@ -115,6 +117,14 @@ def test_resume_ignores_what_is_not_whole(tmp_path):
     resumed.run(True)
     assert len(steps) == 3, "it goes on from checkpoint-5"
     assert losses(resumed) == losses(whole)
+
+
+def test_data_of_another_size_is_not_resumed(tmp_path):
+    toy_trainer(tmp_path, steps=4).run(False)
+    with pytest.raises(AlmosaicError, match="began with 20 clips or rows, the data now has 19"):
+        toy_trainer(tmp_path, rows=19, steps=8).run(True)
+    toy_trainer(tmp_path, rows=19, steps=4).run(False)
+    assert json.loads((tmp_path / "rows.json").read_text()) == {"rows": 19}
 
 
 def test_resuming_a_finished_stage_changes_nothing(tmp_path):
@@ -187,7 +197,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_whole_checkpoint(tmp_path, 
     ) as caught:
         trainer.run(False)
     assert "\n" not in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+    assert [path.name for path in tmp_path.glob("*check*")] == ["checkpoint-4"]
 
 
 def test_rows_are_the_same_whatever_the_order_they_are_read_in():
@@ -224,7 +234,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step_although_the_loss_i
     with pytest.raises(AlmosaicError, match=expected):
         trainer.run(False)
     assert all(torch.equal(value, before[0][name]) for name, value in weights(trainer).items())
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+    assert [path.name for path in tmp_path.glob("*check*")] == ["checkpoint-2"]
 
 
 def test_a_line_is_logged_before_each_checkpoint_so_that_no_average_spans_one(tmp_path):
