@@ -67,8 +67,8 @@ def model_card(model: Any, run: Path | None) -> str:
     """A model card: how to load it, its parts, and the scores and recipe of `run` where there are any."""
     sections = [_front_matter(model), _usage(model), "## Parts\n\n" + _parts(model)]
     if run is not None and (scores := _read(run / "results.json")):
-        table = _score_table(json.loads(scores))
-        sections.append(f"## Scores\n\nAs the run measured them, controls included.\n\n{table}")
+        tables = _score_tables(json.loads(scores))
+        sections.append(f"## Scores\n\nAs the run measured them, controls included.\n\n{tables}")
     if run is not None and (recipe := _read(run / "recipe.yaml")):
         sections.append(f"## Recipe\n\n```yaml\n{recipe.strip()}\n```")
     return "\n\n".join(sections) + "\n"
@@ -134,18 +134,34 @@ def _parts(model: Any) -> str:
     return "\n".join(lines)
 
 
-def _score_table(results: dict[str, Any]) -> str:
-    rows = [f"| {name} | {value} |" for name, value in _flat(results)]
-    return "\n".join(["| measure | value |", "|---|---|", *rows])
+def _score_tables(results: dict[str, Any]) -> str:
+    """One Markdown table per kind of score: rows as they are, nested numbers as name and value."""
+    tables: list[str] = []
+    for kind, content in results.items():
+        if kind in ("schema_version", "about") or not content:
+            continue
+        if isinstance(content, list):
+            columns = list(dict.fromkeys(name for row in content for name in row if _text(row[name])))
+            rows = [[_text(row.get(name)) for name in columns] for row in content]
+        else:
+            columns, rows = [kind, "value"], [[name, text] for name, text in _flat(content) if text]
+        lines = [columns, ["---"] * len(columns), *rows]
+        tables.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(tables)
 
 
 def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
     """Numbers of nested results as (dotted name, text)."""
     if isinstance(value, dict):
         return [pair for key, inner in value.items() for pair in _flat(inner, f"{name}.{key}".strip("."))]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return []
-    return [(name, f"{value:.4g}" if isinstance(value, float) else str(value))]
+    return [] if isinstance(value, bool | str) else [(name, _text(value))]
+
+
+def _text(value: Any) -> str:
+    """A number or a name as a table shows it, empty for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "/")
 
 
 def _run_of(folder: Path) -> Path | None:

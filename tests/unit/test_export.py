@@ -37,7 +37,9 @@ def run(tmp_path):
     processor.save_pretrained(stage / "model")
     (stage / "stage.json").write_text('{"order": 3, "kind": "alm"}')
     (folder / "recipe.yaml").write_text("task: curriculum\n")
-    (folder / "results.json").write_text(json.dumps({"qa": {"accuracy": 0.875, "n": 40}, "name": "x"}))
+    rows = [{"set": "esc50", "score": 0.5, "layer": None, "parts": {"dev": 0.5}}, {"set": "b", "layer": 2}]
+    scores = {"schema_version": 2, "qa": {"accuracy": 0.875, "n": 40}, "captions": None, "probe": rows}
+    (folder / "results.json").write_text(json.dumps(scores))
     batch = processor([answered()], [[waveform(1.2)]], add_generation_prompt=False)
     return folder, model.eval(), batch
 
@@ -66,7 +68,9 @@ def test_an_exported_run_reloads_through_auto_classes(run, tmp_path, merge):
 def test_the_model_card_tells_parts_scores_and_recipe(run, tmp_path):
     card = (export(run[0], tmp_path / "out", merge=False) / "README.md").read_text()
     assert "pipeline_tag: audio-text-to-text" in card
-    assert "| qa.accuracy | 0.875 |" in card and "| qa.n | 40 |" in card
+    assert "| qa | value |\n| --- | --- |\n| accuracy | 0.875 |\n| n | 40 |\n" in card
+    assert "| set | score | layer |\n| --- | --- | --- |\n| esc50 | 0.5 |  |\n| b |  | 2 |\n" in card
+    assert "schema_version" not in card and "captions" not in card
     assert "task: curriculum" in card and "rank 4, not merged" in card
     assert "2 blocks of width 32" in card and "4 audio tokens per window" in card
 
