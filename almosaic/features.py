@@ -28,8 +28,6 @@ LOG_FLOOR = math.log(_POWER_FLOOR)
 # A CPU is three times faster when a chunk fits its cache; elsewhere the chunk only bounds memory.
 _CPU_CHUNK_SAMPLES = 200_000
 _DEVICE_CHUNK_SAMPLES = 20_000_000
-
-
 LongClips = Literal["windows", "first", "centre"]
 
 
@@ -45,8 +43,7 @@ class FrontEndPreset(NamedTuple):
 
 
 # `ltu`: the encoder inside the audio-language model was fed with other statistics and without factor 2.
-# `envsdd`: its training cut clips to 64,600 samples (4 s); the published evaluation did not, which is
-# `max_samples: null`.
+# `envsdd`: training cut clips to 64,600 samples (4 s), the published evaluation did not: `max_samples: null`.
 FRONT_END_PRESETS = {
     "audioset": FrontEndPreset(1024, -4.2677393, 4.5689974),
     "esc50": FrontEndPreset(512, -6.6268077, 5.358466),
