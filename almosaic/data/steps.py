@@ -76,6 +76,11 @@ def between(bounds: tuple[float, float], drawn: Tensor) -> Tensor:
     return bounds[0] + (bounds[1] - bounds[0]) * drawn
 
 
+def beta_ten(drawn: Tensor) -> Tensor:
+    """Beta(10, 10) draws [B] of uniforms [B, 19]: the tenth smallest of nineteen has that distribution."""
+    return drawn.sort(dim=1).values[:, 9]
+
+
 def roll(batch: Tensor, lengths: Tensor, shift: Tensor) -> Tensor:
     """Shift each row of [B, S] or [B, S, F] to the right, in a circle of its own length."""
     if batch.device.type != "cpu":

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from almosaic.data.filters import butterworth
-from almosaic.data.steps import Draws, Range, between, roll
+from almosaic.data.steps import Draws, Range, beta_ten, between, roll
 from almosaic.data.stretch import pitch_shift, time_stretch
 from almosaic.features import SAMPLING_RATE
 from almosaic.settings import Settings
@@ -47,9 +47,8 @@ class RollGain(WaveformStep):
 
     def _apply(self, waveforms: Tensor, lengths: Tensor, draws: Draws, name: str) -> Tensor:
         drawn = draws.uniform(name, 20)
-        # The tenth smallest of nineteen uniforms is distributed as Beta(10, 10).
-        gain = 0.5 + drawn[:, 1:].sort(dim=1).values[:, 9:10]
-        return roll(waveforms, lengths, (drawn[:, 0] * lengths).long()) * gain
+        gain = 0.5 + beta_ten(drawn[:, 1:])
+        return roll(waveforms, lengths, (drawn[:, 0] * lengths).long()) * gain[:, None]
 
 
 class Polarity(WaveformStep):

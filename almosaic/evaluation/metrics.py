@@ -184,16 +184,6 @@ def percentile_interval(means: NDArray[np.float64], level: float = 0.95) -> tupl
     return float(low), float(high)
 
 
-def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """Interval of a share `right / total` (Wilson 1927); 95 % by default."""
-    if total < 1:
-        raise AlmosaicError(f"expected at least one trial, found {total}")
-    share, spread = right / total, z * z / total
-    centre = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def _tokenized(
     predictions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[list[list[str]], list[list[list[str]]]]:

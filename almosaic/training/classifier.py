@@ -78,7 +78,11 @@ def build_classifier(
         AlmosaicError: `start` holds no encoder of ours, or not all of it.
     """
     earlier = None if start is None else _earlier(start)
-    config = settings.encoder.build(extractor.window_frames) if earlier is None else earlier.config
+    config = (
+        settings.encoder.build(extractor.window_frames, extractor.num_mel_bins)
+        if earlier is None
+        else earlier.config
+    )
     probe = settings.probe or ProbeHead()
     if probe.layer is not None and probe.layer >= config.num_hidden_layers:
         raise AlmosaicError(

@@ -5,15 +5,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from almosaic.data import draws
 from almosaic.data.augment import Draws, augment_log_mel, augment_waveforms
 from almosaic.data.clips import BadClips
 from almosaic.data.labelled import Targets
 from almosaic.data.mixup import centred, mix
+from almosaic.data.steps import beta_ten
 from almosaic.encoder import AudioMosaicConfig
 from almosaic.features import AudioMosaicFeatureExtractor, log_mel_fbank
 from almosaic.masking import PatchGrid, draw_mask, score_count
 from almosaic.training.log_mel_pool import LogMelPool
+from almosaic.training.views import path_noise
 
 if TYPE_CHECKING:
     from almosaic.training.finetune import FinetuneSettings
@@ -60,7 +61,9 @@ class LabelledBatches:
             log_mel, frames = (part.to(clips.device) for part in self.pool.take(clips.tolist()))
         else:
             waveforms, hot = self._mixed(batch, hot, drawn, epoch)
-            log_mel, frames = log_mel_fbank(waveforms, batch["lengths"])
+            log_mel, frames = log_mel_fbank(
+                waveforms, batch["lengths"], num_mel_bins=self.extractor.num_mel_bins
+            )
         log_mel, frames = first_window(
             augment_log_mel(log_mel, frames, chosen.augment, drawn), frames, self.extractor.window_frames
         )
@@ -77,7 +80,7 @@ class LabelledBatches:
         if chosen.token_mask is not None:
             inputs["ids_keep"] = self._kept(clips, epoch)
         if self.depth:
-            inputs["path_noise"] = drawn.uniform("drop path", 2 * self.depth).view(-1, self.depth, 2)
+            inputs["path_noise"] = path_noise(drawn, self.depth)
         return inputs
 
     def _mixed(self, batch: dict[str, Any], hot: Tensor, drawn: Draws, epoch: int) -> tuple[Tensor, Tensor]:
@@ -94,9 +97,7 @@ class LabelledBatches:
             steps,
             Draws((*self.key, epoch, 1), clips, clips.device),
         )
-        # The tenth smallest of nineteen uniforms is distributed as Beta(10, 10).
-        shares = Draws((*self.key, epoch, "mixup"), clips, clips.device).uniform("share", 19)
-        shares = shares.sort(dim=1).values[:, 9]
+        shares = beta_ten(Draws((*self.key, epoch, "mixup"), clips, clips.device).uniform("share", 19))
         second = self.targets.multi_hot(batch["partner_index"].tolist()).to(hot.device)
         waveforms[rows] = mix(waveforms[rows], lengths[rows], partners, shares)
         hot[rows] = shares[:, None] * hot[rows] + (1.0 - shares[:, None]) * second
@@ -106,10 +107,8 @@ class LabelledBatches:
         """Kept patches [B, K]: columns, then bands, padded ones like any other, as published."""
         mask = self.settings.token_mask
         assert mask is not None
-        uniforms = draws.uniforms(
-            (*self.key, epoch, "tokens"), clips.cpu().numpy(), score_count(mask, self.grid)
-        )
-        return draw_mask(mask, self.grid, torch.from_numpy(uniforms).to(clips.device)).ids_keep
+        drawn = Draws((*self.key, epoch), clips, clips.device)
+        return draw_mask(mask, self.grid, drawn.uniform("tokens", score_count(mask, self.grid))).ids_keep
 
 
 def first_window(log_mel: Tensor, frames: Tensor, window_frames: int) -> tuple[Tensor, Tensor]:

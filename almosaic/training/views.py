@@ -2,10 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from almosaic.data import draws
 from almosaic.data.augment import Draws, WaveformStep, augment_log_mel, augment_waveforms
 from almosaic.data.clips import BadClips
 from almosaic.encoder import AudioMosaicConfig
@@ -57,15 +55,13 @@ class ViewMaker:
         unchanged = None if self.on_waveforms else self._log_mel(batch)
         views, masks, noise = [], [], []
         for number, mask in enumerate(self.masks):
-            parts = (*self.key, epoch, number)
-            drawn = Draws(parts, clips, clips.device)
+            drawn = Draws((*self.key, epoch, number), clips, clips.device)
             log_mel, frames = unchanged or self._log_mel(batch, drawn)
             view, real = self._window(augment_log_mel(log_mel, frames, self.steps, drawn), frames)
-            uniforms = draws.uniforms((*parts, "mask"), clips.cpu().numpy(), score_count(mask, self.grid))
-            scores = torch.from_numpy(uniforms).to(clips.device)
             views.append(view)
+            scores = drawn.uniform("mask", score_count(mask, self.grid))
             masks.append(draw_mask(mask, self.grid, scores, valid=self.grid.valid_patches(real)))
-            noise.append(drawn.uniform("drop path", 2 * self.depth).view(len(clips), self.depth, 2))
+            noise.append(path_noise(drawn, self.depth))
         inputs = {"views": views, "masks": masks, "metrics": {"pad_fraction": 1.0 - real.float().mean()}}
         return inputs | ({"path_noise": noise} if self.depth else {})
 
@@ -88,3 +84,8 @@ class ViewMaker:
                 "set a lower crop_seconds or a larger front_end.window_frames"
             )
         return features, real
+
+
+def path_noise(drawn: Draws, depth: int) -> Tensor:
+    """Uniforms [B, depth, 2] that decide which branches of which block drop path leaves out of a clip."""
+    return drawn.uniform("drop path", 2 * depth).view(len(drawn.clip_index), depth, 2)
