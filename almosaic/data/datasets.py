@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from almosaic.data import draws
-from almosaic.data.clips import BadClip, ClipSource, FileClips, JoinedClips, ManifestClips, read_or_next
-from almosaic.data.formats import ChatRow, Message, question
+from almosaic.data.clips import BadClip, ClipSource, JoinedClips, ManifestClips, read_or_next
+from almosaic.data.formats import Message, question
 from almosaic.data.manifest import ManifestRow
 from almosaic.data.prompts import CAPTION_PROMPTS
 from almosaic.errors import AlmosaicError, AudioError
@@ -105,32 +105,6 @@ class CaptionDataset(Dataset[Conversation]):
         answer = row.captions[int(rng.integers(len(row.captions)))]
         messages: list[Message] = [question(prompt), {"role": "assistant", "content": answer}]
         return {"id": row.id, "messages": messages, "clips": [index]}
-
-
-class ChatFileDataset(Dataset[Conversation]):
-    """Conversations from `formats.read_chat`; the same in every epoch."""
-
-    def __init__(self, rows: Sequence[ChatRow]) -> None:
-        paths = dict.fromkeys(audio for row in rows for audio in row["audios"])
-        number = {path: index for index, path in enumerate(paths)}
-        self.source = FileClips(list(paths))
-        self.rows: list[Conversation] = [
-            {
-                "id": row["id"],
-                "messages": row["messages"],
-                "clips": [number[audio] for audio in row["audios"]],
-            }
-            for row in rows
-        ]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Nothing depends on the epoch."""
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Conversation:
-        return self.rows[index]
 
 
 class ChatDataset(Dataset[dict[str, Any]]):

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from almosaic.data import draws
-from almosaic.data.datasets import CaptionDataset, ChatData, ChatFileDataset
+from almosaic.data.chat_files import ChatFileDataset
+from almosaic.data.datasets import CaptionDataset, ChatData
 from almosaic.data.formats import read_chat
 from almosaic.data.manifest import read_manifest
 from almosaic.data.scene_chat import SceneChatDataset, SceneChatSettings, training_pool

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from almosaic.data.chat_files import ChatFileDataset
 from almosaic.data.clips import BadClips, FileClips, JoinedClips, ManifestClips, SceneClips
-from almosaic.data.datasets import CaptionDataset, ChatDataset, ChatFileDataset, PretrainDataset
+from almosaic.data.datasets import CaptionDataset, ChatDataset, PretrainDataset
 from almosaic.data.formats import question
 from almosaic.data.manifest import ManifestRow
 from almosaic.data.scene_chat import (
