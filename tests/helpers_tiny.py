@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from almosaic.alm import AlmosaicForConditionalGeneration, AlmosaicProcessor
-from almosaic.alm.projectors import MLPProjectorSettings, PoolProjectorSettings, QFormerProjectorSettings
+from almosaic.alm.projectors import (
+    MLPProjectorSettings,
+    PoolProjectorSettings,
+    QFormerProjectorSettings,
+    SegmentQFormerProjectorSettings,
+)
 from almosaic.encoder import AudioMosaicConfig, AudioMosaicModel
 from almosaic.features import AudioMosaicFeatureExtractor
 
@@ -94,6 +99,9 @@ def tiny_model(
         "mlp": MLPProjectorSettings(queries=QUERIES),
         "pool": PoolProjectorSettings(queries=QUERIES),
         "qformer": QFormerProjectorSettings(queries=QUERIES, hidden_size=32, layers=2, heads=2),
+        "segment_qformer": SegmentQFormerProjectorSettings(
+            queries=QUERIES, segment_columns=2, hidden_size=32, layers=2, heads=2
+        ),
     }[projector]
     model = AlmosaicForConditionalGeneration.from_parts(
         audio_tower or tiny_encoder(),

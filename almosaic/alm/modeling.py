@@ -50,8 +50,7 @@ class AlmosaicForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         self.audio_tower = audio_tower or AudioMosaicModel(config.audio_config)
         settings = projector_settings(config.projector)
         widths = config.audio_config.hidden_size, config.text_config.hidden_size
-        self.multi_modal_projector = build_projector(settings, *widths)
-        self.multi_modal_projector.check_time_patches(config.audio_config.grid.time)
+        self.multi_modal_projector = build_projector(settings, *widths, config.audio_config.grid.time)
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         if config.lora is not None:
             inject_lora(self.language_model, config.lora)

@@ -31,6 +31,20 @@ class QFormerProjectorSettings(Settings):
     heads: int = Field(4, ge=1)
 
 
+class SegmentQFormerProjectorSettings(Settings):
+    """`segment_qformer`: a Q-Former over segments of `segment_columns` time patches (SALMONN, section 3.1).
+
+    `queries` counts the tokens of a whole window, as in all projectors; its segments share them out evenly.
+    """
+
+    name: Literal["segment_qformer"] = "segment_qformer"
+    queries: int = Field(32, ge=1)
+    segment_columns: int = Field(4, ge=1)
+    hidden_size: int = Field(256, ge=1)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(4, ge=1)
+
+
 class PoolProjectorSettings(Settings):
     """`pool`: time pooled to `queries`, one linear layer (LTU, section 3).
 
@@ -44,7 +58,8 @@ class PoolProjectorSettings(Settings):
 
 
 ProjectorSettings = Annotated[
-    MLPProjectorSettings | QFormerProjectorSettings | PoolProjectorSettings, Field(discriminator="name")
+    MLPProjectorSettings | QFormerProjectorSettings | SegmentQFormerProjectorSettings | PoolProjectorSettings,
+    Field(discriminator="name"),
 ]
 
 
@@ -138,7 +153,13 @@ class MLPProjector(NormedProjector):
 class QFormerProjector(NormedProjector):
     """Learned queries over the tokens of one window, through the library's own Q-Former."""
 
-    def __init__(self, settings: QFormerProjectorSettings, encoder_width: int, llm_width: int) -> None:
+    def __init__(
+        self,
+        settings: QFormerProjectorSettings | SegmentQFormerProjectorSettings,
+        learned: int,
+        encoder_width: int,
+        llm_width: int,
+    ) -> None:
         super().__init__(settings.queries, llm_width)
         if settings.hidden_size % settings.heads:
             raise AlmosaicError(
@@ -146,7 +167,7 @@ class QFormerProjector(NormedProjector):
                 "choose a multiple of projector.heads"
             )
         self.input_norm = nn.LayerNorm(encoder_width)
-        self.query_tokens = nn.Parameter(torch.empty(settings.queries, settings.hidden_size))
+        self.query_tokens = nn.Parameter(torch.empty(learned, settings.hidden_size))
         self.qformer = Blip2QFormerModel(
             Blip2QFormerConfig(
                 hidden_size=settings.hidden_size,
@@ -166,11 +187,61 @@ class QFormerProjector(NormedProjector):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Patch tokens [sum W, Tp, Fp, D] to audio tokens [sum W, Q, H]."""
+        return self.listen(tokens)
+
+    def listen(self, tokens: Tensor) -> Tensor:
+        """Stretches of patch tokens [n, T', Fp, D] to their tokens [n, learned queries, H]."""
         heard = self.input_norm(tokens.flatten(1, 2))
         queries = self.query_tokens.expand(len(tokens), -1, -1)
         hidden = self.qformer(query_embeds=queries, encoder_hidden_states=heard).last_hidden_state
         projected: Tensor = self.output_norm(self.output(hidden))
         return projected
+
+
+class SegmentQFormerProjector(QFormerProjector):
+    """The same learned queries for every segment of a window; its tokens come in the order of time."""
+
+    def __init__(
+        self,
+        settings: SegmentQFormerProjectorSettings,
+        encoder_width: int,
+        llm_width: int,
+        time_patches: int,
+    ) -> None:
+        learned = _queries_per_segment(settings.queries, settings.segment_columns, time_patches)
+        super().__init__(settings, learned, encoder_width, llm_width)
+        self.segment_columns = settings.segment_columns
+        self.time_patches = time_patches
+
+    def check_time_patches(self, time_patches: int) -> None:
+        """Refuse windows of another length than the projector was built for, as AlmosaicError."""
+        if time_patches != self.time_patches:
+            raise AlmosaicError(
+                f"the segment_qformer projector was built for windows of {self.time_patches} time patches but "
+                f"a window has {time_patches}; give it windows of the length in audio_config.window_frames"
+            )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Patch tokens [sum W, Tp, Fp, D] to audio tokens [sum W, Q, H]; AlmosaicError for another Tp."""
+        self.check_time_patches(tokens.shape[1])
+        segments = tokens.unflatten(1, (-1, self.segment_columns))
+        return self.listen(segments.flatten(0, 1)).unflatten(0, segments.shape[:2]).flatten(1, 2)
+
+
+def _queries_per_segment(queries: int, segment_columns: int, time_patches: int) -> int:
+    """Learned queries of each segment, `queries * segment_columns / time_patches`, which must be whole."""
+    segments, rest = divmod(time_patches, segment_columns)
+    if rest:
+        raise AlmosaicError(
+            f"a window has {time_patches} time patches, which do not divide into segments of "
+            f"{segment_columns}; set projector.segment_columns to a divisor of {time_patches}"
+        )
+    if queries % segments:
+        raise AlmosaicError(
+            f"projector.queries {queries} do not divide among the {segments} segments of a window "
+            f"({time_patches} time patches / {segment_columns}); choose a multiple of {segments}"
+        )
+    return queries // segments
 
 
 def _check_pooled(queries: int, time_patches: int, name: str) -> None:
@@ -181,13 +252,25 @@ def _check_pooled(queries: int, time_patches: int, name: str) -> None:
         )
 
 
-def build_projector(settings: ProjectorSettings, encoder_width: int, llm_width: int) -> Projector:
-    """The projector that `settings` describes, from encoder width `D` to language model width `H`."""
+def build_projector(
+    settings: ProjectorSettings, encoder_width: int, llm_width: int, time_patches: int
+) -> Projector:
+    """The projector that `settings` describes, from encoder width `D` to language model width `H`.
+
+    Raises:
+        AlmosaicError: `settings` do not fit a window of `time_patches` columns.
+    """
+    projector: Projector
     if isinstance(settings, MLPProjectorSettings):
-        return MLPProjector(settings, encoder_width, llm_width)
-    if isinstance(settings, PoolProjectorSettings):
-        return PoolProjector(settings, encoder_width, llm_width)
-    return QFormerProjector(settings, encoder_width, llm_width)
+        projector = MLPProjector(settings, encoder_width, llm_width)
+    elif isinstance(settings, PoolProjectorSettings):
+        projector = PoolProjector(settings, encoder_width, llm_width)
+    elif isinstance(settings, SegmentQFormerProjectorSettings):
+        projector = SegmentQFormerProjector(settings, encoder_width, llm_width, time_patches)
+    else:
+        projector = QFormerProjector(settings, settings.queries, encoder_width, llm_width)
+    projector.check_time_patches(time_patches)
+    return projector
 
 
 def projector_settings(fields: dict[str, Any]) -> ProjectorSettings:

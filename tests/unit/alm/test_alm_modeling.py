@@ -187,7 +187,7 @@ def test_the_loss_is_divided_by_the_items_of_all_accumulated_batches(tiny, batch
 
 
 def test_a_batch_without_audio_still_reaches_every_trainable_audio_weight(tmp_path):
-    for projector in ("mlp", "qformer", "pool"):
+    for projector in ("mlp", "qformer", "segment_qformer", "pool"):
         model, processor = tiny_model(tmp_path, projector)
         talk = processor([answered(clips=0)], add_generation_prompt=False)
         for tower_trains in (False, True):
@@ -210,7 +210,7 @@ def test_a_frozen_encoder_stays_deterministic_in_training(tmp_path):
     assert not model.train().audio_tower.training and model.multi_modal_projector.training
 
 
-@pytest.mark.parametrize("projector", ["mlp", "qformer", "pool"])
+@pytest.mark.parametrize("projector", ["mlp", "qformer", "segment_qformer", "pool"])
 def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path, batch, projector):
     model, _ = tiny_model(tmp_path, projector)
     model.train()
@@ -247,7 +247,7 @@ def test_positions_are_counted_from_the_mask(tiny, monkeypatch):
     assert seen[0]["position_ids"][0, real].tolist() == list(range(int(real.sum())))
 
 
-@pytest.mark.parametrize("projector", ["mlp", "qformer", "pool"])
+@pytest.mark.parametrize("projector", ["mlp", "qformer", "segment_qformer", "pool"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_auto_classes_reload_with_equal_logits(tmp_path, batch, projector, tied):
     size = len(tiny_tokenizer(tmp_path))
