@@ -5,15 +5,25 @@ from typing import Annotated
 from pydantic import Field
 
 from almosaic.scenes.clips import Bank, BankClip, SoundClass
+from almosaic.scenes.joined import JoinedBank, open_joined
 from almosaic.scenes.recorded import RecordedBank, open_recorded
 from almosaic.scenes.synthetic import SyntheticBank, open_synthetic
 
-__all__ = ["Bank", "BankClip", "BankSettings", "RecordedBank", "SoundClass", "SyntheticBank", "open_bank"]
+__all__ = [
+    "Bank",
+    "BankClip",
+    "BankSettings",
+    "JoinedBank",
+    "RecordedBank",
+    "SoundClass",
+    "SyntheticBank",
+    "open_bank",
+]
 
-BankSettings = Annotated[SyntheticBank | RecordedBank, Field(discriminator="name")]
+BankSettings = Annotated[SyntheticBank | RecordedBank | JoinedBank, Field(discriminator="name")]
 
 
-def open_bank(settings: SyntheticBank | RecordedBank, split: str) -> Bank:
+def open_bank(settings: SyntheticBank | RecordedBank | JoinedBank, split: str) -> Bank:
     """Open one split ("train", "dev" or "test") of a bank.
 
     Raises:
@@ -21,4 +31,6 @@ def open_bank(settings: SyntheticBank | RecordedBank, split: str) -> Bank:
     """
     if isinstance(settings, SyntheticBank):
         return open_synthetic(settings, split)
+    if isinstance(settings, JoinedBank):
+        return open_joined(settings, split)
     return open_recorded(settings, split)

@@ -89,7 +89,7 @@ def open_recorded(settings: RecordedBank, split: str) -> Bank:
         raise AlmosaicError(
             f"{settings.manifest}: no row of split {split!r}; say under `splits` which folds it has"
         )
-    return Bank(classes, [_clip(row, split, classes, regions) for row in rows], _load_clip)
+    return Bank(classes, [_clip(row, split, classes, regions) for row in rows], load_clip)
 
 
 def read_classes(path: Path) -> dict[str, SoundClass]:
@@ -184,7 +184,8 @@ def _belongs(row: ManifestRow, settings: RecordedBank, split: str) -> bool:
     return all(getattr(row, column) in {str(value) for value in values} for column, values in wanted.items())
 
 
-def _load_clip(clip: BankClip) -> NDArray[np.float32]:
+def load_clip(clip: BankClip) -> NDArray[np.float32]:
+    """Read the clip's file, [S] at 16 kHz."""
     return load_audio(Path(clip.audio))
 
 
