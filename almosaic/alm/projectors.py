@@ -217,15 +217,16 @@ class SegmentQFormerProjector(QFormerProjector):
         """Refuse windows of another length than the projector was built for, as AlmosaicError."""
         if time_patches != self.time_patches:
             raise AlmosaicError(
-                f"the segment_qformer projector was built for windows of {self.time_patches} time patches but "
+                f"the segment_qformer projector is for windows of {self.time_patches} time patches but "
                 f"a window has {time_patches}; give it windows of the length in audio_config.window_frames"
             )
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Patch tokens [sum W, Tp, Fp, D] to audio tokens [sum W, Q, H]; AlmosaicError for another Tp."""
         self.check_time_patches(tokens.shape[1])
-        segments = tokens.unflatten(1, (-1, self.segment_columns))
-        return self.listen(segments.flatten(0, 1)).unflatten(0, segments.shape[:2]).flatten(1, 2)
+        windows, _, bands, width = tokens.shape
+        segments = tokens.reshape(-1, self.segment_columns, bands, width)
+        return self.listen(segments).reshape(windows, self.queries, -1)
 
 
 def _queries_per_segment(queries: int, segment_columns: int, time_patches: int) -> int:
