@@ -56,7 +56,7 @@ def _row(path: Path, label: Label) -> Row:
         "split": "train" if actor < 17 else "dev" if actor < 21 else "test",
         "fold": f"actor{actor:02d}",
         "labels": [f"{name}_voice"],
-        "captions": [f"a {speaker} says '{SENTENCES[sentence - 1]}' in a {EMOTIONS[emotion - 1]} voice"],
+        "captions": [f"a {speaker} says '{SENTENCES[sentence - 1]}' in {_voice(EMOTIONS[emotion - 1])}"],
         "emotion": EMOTIONS[emotion - 1],
         "intensity": ("normal", "strong")[intensity - 1],
         "gender": speaker,
@@ -71,10 +71,12 @@ def _class(name: str, label: Label) -> tuple[str, ...]:
     if label == "speaker":
         phrases = (f"a {name} speaking", f"a {name} speaks", f"{name} speaking", f"a {name}'s voice")
     else:
-        article = "an" if name[0] in "aeiou" else "a"
-        voice = f"{article} {name} voice"
-        phrases = (voice, f"someone speaks in {voice}", f"{name} voice", f"{name} speech")
+        phrases = (_voice(name), f"someone speaks in {_voice(name)}", f"{name} voice", f"{name} speech")
     return (f"{name}_voice", "speech", "event", *phrases, "")
+
+
+def _voice(emotion: str) -> str:
+    return f"{'an' if emotion[0] in 'aeiou' else 'a'} {emotion} voice"
 
 
 def main() -> None:

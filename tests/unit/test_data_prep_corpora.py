@@ -1,4 +1,4 @@
-"""AudioSet and Speech Commands, from official lists and folders made here in their layouts."""
+"""AudioSet, Speech Commands, FSDD and RAVDESS, from official lists and folders made here in their layouts."""
 
 import csv
 
@@ -8,7 +8,8 @@ import soundfile
 
 from almosaic.data.manifest import read_manifest
 from almosaic.errors import AlmosaicError
-from data_prep import audioset, speech_commands
+from almosaic.scenes.recorded import read_classes
+from data_prep import audioset, fsdd, ravdess, speech_commands
 
 
 def clip(path, seconds=0.5):
@@ -124,3 +125,42 @@ def test_speech_commands_mistakes_are_one_line(words):
     (words / "testing_list.txt").unlink()
     with pytest.raises(AlmosaicError, match="expected the list of test clips"):
         speech_commands.prepare(words, words / "out")
+
+
+def test_spoken_digits_are_split_by_speaker_and_the_bare_word_is_no_phrase(tmp_path):
+    for name in ("7_theo_12", "0_lucas_3", "7_george_0"):
+        clip(tmp_path / "recordings" / f"{name}.wav")
+    fsdd.prepare(tmp_path / "recordings", tmp_path / "out")
+    rows = {row.id: row for row in read_manifest(tmp_path / "out" / "manifest.jsonl")}
+    assert {name: (row.split, row.labels) for name, row in rows.items()} == {
+        "7_theo_12": ("dev", ("word_seven",)),
+        "0_lucas_3": ("test", ("word_zero",)),
+        "7_george_0": ("train", ("word_seven",)),
+    }
+    phrases = read_classes(tmp_path / "out" / "classes.csv")["word_seven"].phrases
+    # "seven" alone answers how often something occurs.
+    assert "spoken seven" in phrases and "seven" not in phrases
+    clip(tmp_path / "recordings" / "eleven.wav")
+    with pytest.raises(AlmosaicError, match=r"eleven.wav: expected a name like 7_theo_12.wav"):
+        fsdd.prepare(tmp_path / "recordings", tmp_path / "out")
+    with pytest.raises(AlmosaicError, match="found no audio"):
+        fsdd.prepare(tmp_path / "none", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "label, of_man, of_woman",
+    [("emotion", "angry_voice", "surprised_voice"), ("speaker", "man_voice", "woman_voice")],
+)
+def test_ravdess_fields_come_from_the_names(tmp_path, label, of_man, of_woman):
+    clip(tmp_path / "Actor_17" / "03-01-05-02-01-02-17.wav")
+    clip(tmp_path / "Actor_22" / "03-01-08-01-02-01-22.wav")
+    ravdess.prepare(tmp_path, tmp_path / "out", label)
+    man, woman = read_manifest(tmp_path / "out" / "manifest.jsonl")
+    assert (man.split, man.fold, man.labels) == ("dev", "actor17", (of_man,))
+    assert man.captions == ("a man says 'Kids are talking by the door' in an angry voice",)
+    assert man.extra["intensity"] == "strong" and man.extra["repetition"] == 2
+    assert (woman.split, woman.labels) == ("test", (of_woman,))
+    assert {of_man, of_woman} <= set(read_classes(tmp_path / "out" / "classes.csv"))
+    clip(tmp_path / "Actor_22" / "01-01-08-01-02-01-22.wav")
+    with pytest.raises(AlmosaicError, match=r"audio-only speech"):
+        ravdess.prepare(tmp_path, tmp_path / "out", label)
