@@ -12,16 +12,15 @@ from transformers import BatchFeature, ProcessorMixin
 
 from almosaic.alm.configuration import AlmosaicConfig
 from almosaic.alm.templates import choose_template, render
-from almosaic.audio import MAX_SECONDS, SAMPLING_RATE, AudioSource, load_audio
+from almosaic.audio import MAX_SECONDS, SAMPLING_RATE, load_audio
 from almosaic.errors import AlmosaicError, AudioError
 from almosaic.features import HOP_SAMPLES, frames_of
+from almosaic.messages import AUDIO_TOKEN as AUDIO_TOKEN
+from almosaic.messages import clip_sources as clip_sources
+from almosaic.messages import flatten_messages
 
-AUDIO_TOKEN = "<|audio|>"
 IGNORED = -100
 _FRAMES_PER_SECOND = SAMPLING_RATE // HOP_SAMPLES
-_ROLES = ("system", "user", "assistant")
-# The spellings under which chat data name a clip; the clips themselves travel beside the messages.
-_AUDIO_KEYS = ("audio", "path", "url", "audio_url", "input_audio")
 
 
 @dataclass(frozen=True)
@@ -55,60 +54,6 @@ def audio_token_cost(frames: int, config: AlmosaicConfig, tokenizer: Any) -> int
     window_frames = config.audio_config.window_frames  # type: ignore[union-attr]
     windows = -(-frames // window_frames)
     return len(_clip_ids(windows, window_frames, config.queries, config.audio_token_id, tokenizer))
-
-
-def flatten_content(content: Any) -> str:
-    """A message's content as one string, each audio part as `<|audio|>`.
-
-    Raises:
-        AlmosaicError: a part of an unknown type, or without the key that its type needs.
-    """
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, Sequence):
-        raise AlmosaicError(f"content must be a string or a list of parts, found {type(content).__name__}")
-    return "".join(_flatten_part(part) for part in content)
-
-
-def _flatten_part(part: Any) -> str:
-    if not isinstance(part, Mapping):
-        raise AlmosaicError(f"a content part must be a dictionary with a type, found {type(part).__name__}")
-    kind = part.get("type")
-    allowed = {"text": ("text",), "audio": _AUDIO_KEYS, "audio_url": _AUDIO_KEYS, "input_audio": _AUDIO_KEYS}
-    if kind not in allowed:
-        raise AlmosaicError(f"content part type must be text or audio, found {kind!r}; mend the message")
-    if unknown := sorted(set(part) - {"type", *allowed[kind]}):
-        raise AlmosaicError(
-            f"content part of type {kind} has unknown key {unknown[0]!r}; "
-            f"known keys: {', '.join(allowed[kind])}"
-        )
-    if kind != "text":
-        return AUDIO_TOKEN
-    if not isinstance(part.get("text"), str):
-        raise AlmosaicError("a content part of type text needs a string under the key text")
-    return str(part["text"])
-
-
-def clip_sources(messages: Sequence[Mapping[str, Any]]) -> list[AudioSource]:
-    """The clips that audio parts bring: a path, a data URI, base64 data or a waveform [S] at 16 kHz.
-
-    Raises:
-        AlmosaicError: an audio part brings none.
-    """
-    contents = [message["content"] for message in messages if isinstance(message["content"], list)]
-    parts = [part for content in contents for part in content if _flatten_part(part) == AUDIO_TOKEN]
-    return [_clip_source(part) for part in parts]
-
-
-def _clip_source(part: Mapping[str, Any]) -> AudioSource:
-    source = next((part[key] for key in _AUDIO_KEYS if key in part), None)
-    if isinstance(source, Mapping) and "data" in source:
-        return f"data:audio/{source.get('format', 'wav')};base64,{source['data']}"
-    if isinstance(source, Mapping):
-        source = source.get("url")
-    if source is None:
-        raise AlmosaicError("an audio part brings no clip; name its path, or pass the clips beside the text")
-    return (source, SAMPLING_RATE) if isinstance(source, np.ndarray) else source
 
 
 class AlmosaicProcessor(ProcessorMixin):  # type: ignore[misc]
@@ -169,7 +114,7 @@ class AlmosaicProcessor(ProcessorMixin):  # type: ignore[misc]
             AlmosaicError: empty conversation, unknown role or part, audio in an assistant turn, placeholders
                 and clips that differ in number, or a clip beyond `max_audio_seconds`.
         """
-        turns = self._flatten(messages)
+        turns = flatten_messages(messages)
         windows = [self._windows(frames) for frames in clip_frames]
         placeholders = sum(turn["content"].count(AUDIO_TOKEN) for turn in turns)
         if placeholders != len(windows):
@@ -266,32 +211,13 @@ class AlmosaicProcessor(ProcessorMixin):  # type: ignore[misc]
             AlmosaicError: see `encode`; or `return_dict` is off, which would lose the clips.
         """
         if not tokenize:
-            turns = self._flatten(conversation)
+            turns = flatten_messages(conversation)
             pieces = render(self.chat_template, self.tokenizer, turns, add_generation_prompt)
             return "".join(text for text, _ in pieces)
         if not return_dict:
             raise AlmosaicError("token ids alone would lose the clips; leave return_dict at True")
         clips = [load_audio(s, max_seconds=self.max_audio_seconds) for s in clip_sources(conversation)]
         return self([conversation], [clips], add_generation_prompt, return_tensors)
-
-    def _flatten(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-        if not messages:
-            raise AlmosaicError("the conversation is empty; it needs at least one message")
-        turns = []
-        for message in messages:
-            role = message.get("role") if isinstance(message, Mapping) else None
-            if role not in _ROLES or "content" not in message:
-                raise AlmosaicError(
-                    f"a message needs a role ({', '.join(_ROLES)}) and content, found role {role!r}; "
-                    "mend the row"
-                )
-            text = flatten_content(message["content"])
-            if role == "assistant" and AUDIO_TOKEN in text:
-                raise AlmosaicError(
-                    "audio in an assistant turn; only the user and the system can send a clip"
-                )
-            turns.append({"role": str(role), "content": text})
-        return turns
 
     def _windows(self, frames: int) -> int:
         if frames < 1:
