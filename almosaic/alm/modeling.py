@@ -12,16 +12,19 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
+from almosaic.alm.adapter_folder import is_adapter_folder
 from almosaic.alm.adapters import inject_lora
 from almosaic.alm.configuration import AlmosaicConfig
 from almosaic.alm.layout import AudioLayout
 from almosaic.alm.processing import AUDIO_TOKEN, add_audio_token
 from almosaic.alm.projectors import ProjectorSettings, build_projector, projector_settings
+from almosaic.alm.quantization import quantization_of
 from almosaic.alm.sources import describe_source, portable_source
 from almosaic.alm.templates import choose_template, end_token_id
 from almosaic.encoder.modeling import AudioMosaicModel
 from almosaic.errors import AlmosaicError
 
+_PRECISE = ["audio_tower", "multi_modal_projector", "lora_A.default", "lora_B.default"]
 _AUDIO_INPUTS = ("input_features", "input_features_mask", "audio_features", "audio_windows", "audio_clips")
 
 
@@ -35,8 +38,9 @@ class AlmosaicForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
     _supports_sdpa = True
     _supports_attention_backend = True
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 (the library's own convention)
-    # Small, and the part that is trained: it stays precise beside a half-precision language model.
-    _keep_in_fp32_modules_strict = ["audio_tower", "multi_modal_projector"]  # noqa: RUF012
+    # Small, and the part that is trained: it stays precise beside a half-precision or quantised language model.
+    _keep_in_fp32_modules_strict = _PRECISE
+    _keep_in_fp32_modules = _PRECISE
 
     def __init__(
         self,
@@ -87,6 +91,7 @@ class AlmosaicForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             audio_token_id=audio_token_id,
             pad_token_id=tokenizer.pad_token_id,
             layer=layer,
+            language_model_quantization=quantization_of(language_model),
             language_model_source=source,
         )
         model = cls(config, audio_tower, language_model)
@@ -202,6 +207,8 @@ class AlmosaicForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             inputs_embeds = self._embed(input_ids, tokens, layout, started)
         if position_ids is None and past_key_values is None and attention_mask is not None:
             position_ids = _counted_positions(attention_mask)
+        if self.training and past_key_values is None:
+            kwargs.setdefault("use_cache", False)
         output: CausalLMOutputWithPast = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -278,10 +285,10 @@ class AlmosaicForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *args: Any, **kwargs: Any) -> Any:
-        """Load a full folder or hub repository; AlmosaicError for a run folder without frozen weights."""
-        loaded = super().from_pretrained(name, *args, **kwargs)
+        """Load a full folder or hub repository; AlmosaicError for one without the frozen weights."""
+        loaded = None if is_adapter_folder(Path(name)) else super().from_pretrained(name, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if model.config.language_model_source is not None:
+        if model is None or model.config.language_model_source is not None:
             raise AlmosaicError(
                 f"{name} leaves out the frozen language model weights; load it with almosaic.load_model, "
                 "or write a full folder with almosaic export"

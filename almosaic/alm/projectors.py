@@ -7,6 +7,7 @@ import torch
 from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from almosaic.errors import AlmosaicError
@@ -91,8 +92,39 @@ class NormedProjector(Projector):
         self.output_norm.weight.fill_(scale)
 
 
-class PoolProjector(Projector):
+class PooledProjector(Projector):
+    """Pools time to `Q` steps; as a whole it is what gradient checkpointing computes again."""
+
+    name: str
+    gradient_checkpointing = False  # set by the library, as in its own layers
+
+    def check_time_patches(self, time_patches: int) -> None:
+        """Refuse a window with fewer time patches than `queries`, as AlmosaicError."""
+        if self.queries > time_patches:
+            raise AlmosaicError(
+                f"the {self.name} projector pools time to {self.queries} tokens but a window has "
+                f"{time_patches} time patches; set projector.queries to at most {time_patches}, or use name: qformer"
+            )
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """What `forward` does, without checks."""
+        raise NotImplementedError
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Patch tokens [sum W, Tp, Fp, D] to audio tokens [sum W, Q, H]; AlmosaicError when Q > Tp."""
+        self.check_time_patches(tokens.shape[1])
+        if self.gradient_checkpointing and self.training:
+            # Re-entrant, whatever was asked for, would give no gradients where the tokens of a frozen encoder
+            # are all that goes in.
+            recomputed: Tensor = checkpoint(self.project, tokens, use_reentrant=False)
+            return recomputed
+        return self.project(tokens)
+
+
+class PoolProjector(PooledProjector):
     """Mean over frequency, time pooled to `Q` steps, / 50, LayerNorm without gain and bias, Linear."""
+
+    name = "pool"
 
     def __init__(self, settings: PoolProjectorSettings, encoder_width: int, llm_width: int) -> None:
         super().__init__(settings.queries)
@@ -106,10 +138,6 @@ class PoolProjector(Projector):
         self.linear.weight.normal_(std=scale / math.sqrt(self.linear.in_features))
         self.linear.bias.zero_()
 
-    def check_time_patches(self, time_patches: int) -> None:
-        """Refuse a window with fewer time patches than `queries`, as AlmosaicError."""
-        _check_pooled(self.queries, time_patches, "pool")
-
     def pool(self, tokens: Tensor) -> Tensor:
         """Patch tokens [sum W, Tp, Fp, D] to pooled ones [sum W, Q, D]."""
         windows, time, bands, width = tokens.shape
@@ -119,15 +147,16 @@ class PoolProjector(Projector):
             time_steps = tokens.mean(dim=2)
         return functional.adaptive_avg_pool1d(time_steps.transpose(1, 2), self.queries).transpose(1, 2) / 50.0
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Patch tokens [sum W, Tp, Fp, D] to audio tokens [sum W, Q, H]; AlmosaicError when Q > Tp."""
-        self.check_time_patches(tokens.shape[1])
+    def project(self, tokens: Tensor) -> Tensor:
+        """Patch tokens [sum W, Tp, Fp, D] to audio tokens [sum W, Q, H]."""
         projected: Tensor = self.linear(self.input_norm(self.pool(tokens)))
         return projected
 
 
-class MLPProjector(NormedProjector):
+class MLPProjector(PooledProjector, NormedProjector):
     """Pool to `Q` time steps, LayerNorm, Linear, GELU, Linear, LayerNorm."""
+
+    name = "mlp"
 
     def __init__(self, settings: MLPProjectorSettings, encoder_width: int, llm_width: int) -> None:
         super().__init__(settings.queries, llm_width)
@@ -136,13 +165,8 @@ class MLPProjector(NormedProjector):
         self.linear_1 = nn.Linear(encoder_width, hidden)
         self.linear_2 = nn.Linear(hidden, llm_width)
 
-    def check_time_patches(self, time_patches: int) -> None:
-        """Refuse a window with fewer time patches than `queries`, as AlmosaicError."""
-        _check_pooled(self.queries, time_patches, "mlp")
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Patch tokens [sum W, Tp, Fp, D] to audio tokens [sum W, Q, H]; AlmosaicError when Q > Tp."""
-        self.check_time_patches(tokens.shape[1])
+    def project(self, tokens: Tensor) -> Tensor:
+        """Patch tokens [sum W, Tp, Fp, D] to audio tokens [sum W, Q, H]."""
         time_steps = tokens.mean(dim=2).transpose(1, 2)
         pooled = functional.adaptive_avg_pool1d(time_steps, self.queries).transpose(1, 2)
         hidden = functional.gelu(self.linear_1(self.input_norm(pooled)))
@@ -243,14 +267,6 @@ def _queries_per_segment(queries: int, segment_columns: int, time_patches: int) 
             f"({time_patches} time patches / {segment_columns}); choose a multiple of {segments}"
         )
     return queries // segments
-
-
-def _check_pooled(queries: int, time_patches: int, name: str) -> None:
-    if queries > time_patches:
-        raise AlmosaicError(
-            f"the {name} projector pools time to {queries} tokens but a window has {time_patches} time "
-            f"patches; set projector.queries to at most {time_patches}, or use name: qformer"
-        )
 
 
 def build_projector(

@@ -210,24 +210,6 @@ def test_a_frozen_encoder_stays_deterministic_in_training(tmp_path):
     assert not model.train().audio_tower.training and model.multi_modal_projector.training
 
 
-@pytest.mark.parametrize("projector", ["mlp", "qformer", "segment_qformer", "pool"])
-def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path, batch, projector):
-    model, _ = tiny_model(tmp_path, projector)
-    model.train()
-    gradients = []
-    for checkpointing in (False, True):
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            assert model.is_gradient_checkpointing
-        model.zero_grad()
-        model(**batch).loss.backward()
-        gradients.append(
-            [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
-        )
-    assert len(gradients[0]) == len(gradients[1])
-    assert all(torch.allclose(*pair, atol=1e-6) for pair in zip(*gradients, strict=True))
-
-
 def test_positions_are_counted_from_the_mask(tiny, monkeypatch):
     model, processor = tiny
     seen = []
