@@ -102,7 +102,22 @@ def _add_export(verbs: Any, run: Verbs) -> None:
     export.add_argument(
         "paths", metavar="RUN OUT", nargs="+", type=Path, help="only OUT with --from-released, --to-released"
     )
-    export.add_argument("--merge", action="store_true", help="fold LoRA into the language model")
+    form = export.add_mutually_exclusive_group()
+    form.add_argument(
+        "--merge",
+        dest="form",
+        action="store_const",
+        const="merged",
+        help="fold LoRA into the language model (default: kept beside it)",
+    )
+    form.add_argument(
+        "--adapter",
+        dest="form",
+        action="store_const",
+        const="adapter",
+        help="a peft folder: LoRA, projector and encoder for a language model that it names",
+    )
+    export.add_argument("--max-shard-size", metavar="SIZE", help="several files of weights, each up to 5GB, say")
     released = export.add_mutually_exclusive_group()
     released.add_argument(
         "--from-released", metavar="FILE", type=Path, help="convert published AudioMosaic weights to a folder"
@@ -126,4 +141,4 @@ def _add_export(verbs: Any, run: Verbs) -> None:
     )
     published.add_argument("--heads", type=int, metavar="N", help="attention heads (default: of 64 channels)")
     published.add_argument("--probe-layer", type=int, metavar="N", help="0-based block that a probe reads")
-    export.set_defaults(run=run["export"])
+    export.set_defaults(run=run["export"], form="full")

@@ -211,7 +211,7 @@ def _export(arguments: argparse.Namespace) -> int:
         elif arguments.to_released:
             released.write_released(arguments.to_released, out)
         else:
-            export(arguments.paths[0], out, merge=arguments.merge)
+            export(arguments.paths[0], out, arguments.form, arguments.max_shard_size)
     say(f"wrote {out}")
     return 0
 

@@ -1,46 +1,79 @@
-"""From a run to a standard Hugging Face folder: whole weights, processor and a model card."""
+"""From a run to a standard Hugging Face folder: whole weights or an adapter, processor and a model card."""
 
 import json
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from almosaic.alm import AlmosaicForConditionalGeneration
+from almosaic.alm.adapter_folder import save_adapter
 from almosaic.alm.tuning import merge_adapters
 from almosaic.encoder import AudioMosaicForAudioClassification
 from almosaic.errors import AlmosaicError
 from almosaic.features import AudioMosaicFeatureExtractor
 from almosaic.loading import load_model, load_whole, model_folder
+from almosaic.model_card import model_card
+from almosaic.training.checkpoints import whole_folder
+
+Form = Literal["merged", "full", "adapter"]
+FORMS: tuple[Form, ...] = ("merged", "full", "adapter")
 
 
-def export(run_or_model: str | Path, out: str | Path, merge: bool = True) -> Path:
-    """Write a full checkpoint that the Auto classes load with equal logits, and a README.md.
+def export(
+    run_or_model: str | Path,
+    out: str | Path,
+    form: Form = "merged",
+    max_shard_size: int | str | None = None,
+) -> Path:
+    """Write a folder that stands on its own and gives equal logits, with a README.md.
 
     Args:
         run_or_model: a run folder (its last stage), or a model folder; encoders and classifiers too.
         out: a new or empty folder.
-        merge: add LoRA adapters to the weights; otherwise they stay beside them.
+        form: of an audio-language model. `merged`: all weights, LoRA added to them. `full`: all weights, LoRA
+            beside them. `adapter`: what peft reads, all but the language model, which it names.
+        max_shard_size: weights beyond it go to several files, for example "5GB"; None = one file up to 50 GB.
 
     Returns:
         `out`.
 
     Raises:
-        AlmosaicError: no model to export, or `out` is not empty.
+        AlmosaicError: no model to export, no such form of it, an unfinished run, `out` is not empty, or the
+            disk is full.
     """
     out = Path(out)
+    if form not in FORMS:
+        raise AlmosaicError(f"form must be {', '.join(FORMS)}, found {form!r}; choose one of them")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise AlmosaicError(f"{out} exists and is not an empty folder; choose another or clear it")
     folder = model_folder(run_or_model)
+    _refuse_unfinished(Path(run_or_model), folder)
     model, processor = _load_with_head(folder)
-    if merge and isinstance(model, AlmosaicForConditionalGeneration):
+    speaks = isinstance(model, AlmosaicForConditionalGeneration)
+    if form == "adapter" and not speaks:
+        raise AlmosaicError(f"{folder} is an encoder, and only an audio-language model has an adapter form")
+    if form == "merged" and speaks:
         merge_adapters(model)
     # Under another name until it is whole: a full disk or a key press leaves no folder that looks finished.
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    save_full(model, processor, partial)
-    (partial / "README.md").write_text(model_card(model, _run_of(folder)), encoding="utf-8")
-    partial.replace(out)
+    with whole_folder(out) as temporary:
+        if form == "adapter":
+            save_adapter(model, temporary)
+            processor.save_pretrained(temporary)
+        else:
+            save_full(model, processor, temporary, max_shard_size)
+        card = model_card(model, folder)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
     return out
+
+
+def _refuse_unfinished(given: Path, folder: Path) -> None:
+    """AlmosaicError for a run whose training stopped after the stage that has the last whole model."""
+    for note in given.glob("stages/*/stage.json"):
+        stage = json.loads(note.read_text(encoding="utf-8"))
+        if stage.get("done") is False and stage["kind"] != "eval":
+            raise AlmosaicError(
+                f"{given} is unfinished: stage {note.parent.name} has begun and left no model; resume it, or "
+                f"export an earlier stage by its folder, such as {folder}"
+            )
 
 
 def _load_with_head(folder: Path) -> tuple[Any, Any]:
@@ -52,125 +85,13 @@ def _load_with_head(folder: Path) -> tuple[Any, Any]:
     return model.eval(), AudioMosaicFeatureExtractor.from_pretrained(folder)
 
 
-def save_full(model: Any, processor: Any, out: str | Path) -> None:
+def save_full(model: Any, processor: Any, out: str | Path, max_shard_size: int | str | None = None) -> None:
     """Write all weights, frozen ones included, and the processor."""
+    sizes = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     left_out = model._keys_to_ignore_on_save
     model._keys_to_ignore_on_save = set()
     try:
-        model.save_pretrained(out)
+        model.save_pretrained(out, **sizes)
     finally:
         model._keys_to_ignore_on_save = left_out
     processor.save_pretrained(out)
-
-
-def model_card(model: Any, run: Path | None) -> str:
-    """A model card: how to load it, its parts, and the scores and recipe of `run` where there are any."""
-    sections = [_front_matter(model), _usage(model), "## Parts\n\n" + _parts(model)]
-    if run is not None and (scores := _read(run / "results.json")):
-        tables = _score_tables(json.loads(scores))
-        sections.append(f"## Scores\n\nAs the run measured them, controls included.\n\n{tables}")
-    if run is not None and (recipe := _read(run / "recipe.yaml")):
-        sections.append(f"## Recipe\n\n```yaml\n{recipe.strip()}\n```")
-    return "\n\n".join(sections) + "\n"
-
-
-def _front_matter(model: Any) -> str:
-    task, kind = "feature-extraction", "An audio encoder"
-    if isinstance(model, AlmosaicForConditionalGeneration):
-        task, kind = "audio-text-to-text", "An audio-language model"
-    elif isinstance(model, AudioMosaicForAudioClassification):
-        task, kind = "audio-classification", "A classifier of sounds"
-    return (
-        f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags:\n- almosaic\n- audio\n---\n\n"
-        f"# {kind} made with almosaic"
-    )
-
-
-def _usage(model: Any) -> str:
-    if isinstance(model, AlmosaicForConditionalGeneration):
-        code = (
-            "from almosaic import generate, load_model\n\n"
-            'model, processor = load_model("path/to/this/folder")\n'
-            'ask = [{"type": "audio"}, {"type": "text", "text": "What do you hear?"}]\n'
-            'row = {"messages": [{"role": "user", "content": ask}], "audios": ["clip.wav"]}\n'
-            'print(next(generate(model, processor, [row]))["prediction"])'
-        )
-    elif isinstance(model, AudioMosaicForAudioClassification):
-        code = (
-            "import almosaic.encoder  # makes the library know this kind of model\n"
-            "from almosaic import load_audio\n"
-            "from transformers import pipeline\n\n"
-            'classify = pipeline("audio-classification", model="path/to/this/folder")\n'
-            'print(classify(load_audio("clip.wav")))  # mono at 16 kHz, any length'
-        )
-    else:
-        code = (
-            "from almosaic import embed, load_model\n\n"
-            'model, front_end = load_model("path/to/this/folder")\n'
-            'for name, vector in embed(model, ["clip.wav"], feature_extractor=front_end):\n'
-            "    print(name, vector.shape)"
-        )
-    return f"```python\n{code}\n```"
-
-
-def _parts(model: Any) -> str:
-    listens = isinstance(model, AlmosaicForConditionalGeneration)
-    tower = model.config.audio_config if listens else model.config
-    lines = [
-        f"- audio encoder: {tower.num_hidden_layers} blocks of width {tower.hidden_size}, "
-        f"windows of {tower.window_frames} frames"
-    ]
-    if isinstance(model, AudioMosaicForAudioClassification):
-        lines.append(f"- head: {model.config.num_labels} classes on the read-out {model.config.readout}")
-    if listens:
-        config = model.config
-        lines.append(f"- projector: {config.projector['name']}, {config.queries} audio tokens per window")
-        lines.append(
-            f"- language model: {config.text_config.model_type}, width {config.text_config.hidden_size}"
-        )
-        if config.lora is not None:
-            lines.append(f"- LoRA adapters of rank {config.lora['rank']}, not merged")
-    lines.append(f"- {model.num_parameters():,} parameters")
-    return "\n".join(lines)
-
-
-def _score_tables(results: dict[str, Any]) -> str:
-    """One Markdown table per kind of score: rows as they are, nested numbers as name and value."""
-    tables: list[str] = []
-    for kind, content in results.items():
-        if kind in ("schema_version", "about") or not content:
-            continue
-        if isinstance(content, list):
-            columns = list(dict.fromkeys(name for row in content for name in row if _text(row[name])))
-            rows = [[_text(row.get(name)) for name in columns] for row in content]
-        else:
-            columns, rows = [kind, "value"], [[name, text] for name, text in _flat(content) if text]
-        lines = [columns, ["---"] * len(columns), *rows]
-        tables.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    return "\n\n".join(tables)
-
-
-def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
-    """Numbers of nested results as (dotted name, text)."""
-    if isinstance(value, dict):
-        return [pair for key, inner in value.items() for pair in _flat(inner, f"{name}.{key}".strip("."))]
-    return [] if isinstance(value, bool | str) else [(name, _text(value))]
-
-
-def _text(value: Any) -> str:
-    """A number or a name as a table shows it, empty for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "/")
-
-
-def _run_of(folder: Path) -> Path | None:
-    """The run that a model folder belongs to: `run/stages/id/model`, or a run of one stage `run/model`."""
-    for parent in folder.resolve().parents[:3]:
-        if (parent / "recipe.yaml").is_file():
-            return parent
-    return None
-
-
-def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""

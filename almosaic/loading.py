@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoProcessor
 
 from almosaic.alm import AlmosaicConfig, AlmosaicForConditionalGeneration, load_partial
+from almosaic.alm.quantization import Scheme, loading_options
 from almosaic.encoder import AudioMosaicModel
 from almosaic.errors import AlmosaicError
 from almosaic.features import AudioMosaicFeatureExtractor
@@ -17,7 +18,12 @@ Kind = Literal["alm", "pretrain", "finetune"]
 
 
 def load_model(
-    folder: str | Path, *, kind: Kind | None = None, device: str | torch.device | None = None
+    folder: str | Path,
+    *,
+    kind: Kind | None = None,
+    device: str | torch.device | None = None,
+    language_model: str | Path | None = None,
+    quantize: Scheme | Literal["none"] | None = None,
 ) -> tuple[Any, Any]:
     """Model and processor of a model folder, or of the last stage of a run folder, ready for use.
 
@@ -26,18 +32,32 @@ def load_model(
             processor is its feature extractor), or a run folder.
         kind: which stages of a run count; None = both.
         device: where to put it; None = the GPU when there is one.
+        language_model: folder or hub name of the frozen language model of a run or an adapter folder, where
+            it is no longer where the folder says.
+        quantize: load the language model in 4 (`nf4`, `fp4`) or 8 (`int8`) bits through bitsandbytes; the
+            audio parts and the output layer stay as they are. None = as the folder was trained, `none` = in
+            full precision.
 
     Raises:
-        AlmosaicError: the folder holds no model, or its weights do not fit its configuration.
+        AlmosaicError: the folder holds no model, its weights do not fit its configuration, or they cannot be
+            quantised here.
     """
     folder = model_folder(folder, kind)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         if model_type(folder) == "audiomosaic":
+            if quantize is not None:
+                raise AlmosaicError(
+                    f"{folder} is an encoder, and quantize is for language models; leave it out"
+                )
             encoder = load_whole(AudioMosaicModel, folder)
             return encoder.to(device).eval(), AudioMosaicFeatureExtractor.from_pretrained(folder)
         partial = AlmosaicConfig.from_pretrained(folder).language_model_source is not None
-        model = load_partial(folder) if partial else load_whole(AlmosaicForConditionalGeneration, folder)
+        if partial:
+            model = load_partial(folder, language_model, quantize=quantize, device=device)
+        else:
+            options = {} if quantize in (None, "none") else loading_options(folder, quantize, device)
+            model = load_whole(AlmosaicForConditionalGeneration, folder, **options)
         model.name_or_path = str(folder)  # where `embed` looks for the front end
         return model.to(device).eval(), AutoProcessor.from_pretrained(folder)
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -45,9 +65,9 @@ def load_model(
         raise AlmosaicError(f"{folder} cannot be loaded: {reason}; restore or retrain it") from error
 
 
-def load_whole(model_class: Any, folder: Path) -> Any:
+def load_whole(model_class: Any, folder: Path, **options: Any) -> Any:
     """A model of which no weight is missing: the library would fill gaps with random numbers."""
-    model, report = model_class.from_pretrained(folder, output_loading_info=True)
+    model, report = model_class.from_pretrained(folder, output_loading_info=True, **options)
     if missing := sorted(report["missing_keys"]):
         raise AlmosaicError(
             f"{folder} lacks {len(missing)} weights that its configuration asks for, {missing[0]} among "

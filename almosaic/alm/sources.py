@@ -1,6 +1,7 @@
 """Where frozen language model weights come from: a path and a sha256, kept in place of the weights."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,20 @@ def locate_source(source: Source, folder: Path) -> Source:
     name = str(local.resolve()) if local.is_dir() else source["path"]
     found = weights_sha256(weights_folder(name))
     if found != source["sha256"]:
+        trained_on = _kind(folder, "text_config")
         raise AlmosaicError(
-            f"{folder} was trained on a language model with sha256 {source['sha256'][:12]}, but {name} has "
-            f"{found[:12]}; restore the original weights"
+            f"{folder} was trained on a {trained_on} with sha256 {source['sha256'][:12]}, but {name} is a "
+            f"{_kind(weights_folder(name))} with {found[:12]}; give the original weights"
         )
     return {"path": name, "sha256": found}
+
+
+def _kind(folder: Path, part: str | None = None) -> str:
+    """Family and width of a language model, by the config.json of its folder."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = config if part is None else config[part]
+    width = config.get("hidden_size", config.get("n_embd"))
+    return f"{config['model_type']} of width {width}"
 
 
 def weights_folder(name: str) -> Path:
@@ -72,7 +82,7 @@ def weights_folder(name: str) -> Path:
     except (OSError, ValueError) as error:
         raise AlmosaicError(
             f"the language model {name} is neither a folder nor in the local hub cache; "
-            "restore it or download it"
+            "restore it, download it, or say where it is with load_model(..., language_model=FOLDER)"
         ) from error
 
 

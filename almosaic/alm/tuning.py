@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from almosaic.alm.adapter_folder import is_adapter_folder, read_adapter
 from almosaic.alm.adapters import inject_lora, merge_lora
 from almosaic.alm.configuration import AlmosaicConfig
 from almosaic.alm.modeling import AlmosaicForConditionalGeneration, grow_vocabulary
@@ -151,6 +152,8 @@ def load_partial(
 
 
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    if is_adapter_folder(folder):
+        return read_adapter(folder)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise AlmosaicError(

@@ -52,7 +52,7 @@ def logits(model, batch):
 @pytest.mark.parametrize("merge", [True, False])
 def test_an_exported_run_reloads_through_auto_classes(run, tmp_path, merge):
     folder, model, batch = run
-    out = export(folder, tmp_path / "out", merge=merge)
+    out = export(folder, tmp_path / "out", "merged" if merge else "full")
     loaded = AutoModelForMultimodalLM.from_pretrained(out)
     AutoProcessor.from_pretrained(out)
     if merge:
@@ -61,12 +61,14 @@ def test_an_exported_run_reloads_through_auto_classes(run, tmp_path, merge):
     else:
         assert torch.equal(logits(loaded, batch), logits(model, batch))
     assert json.loads((out / "config.json").read_text())["language_model_source"] is None
-    again = AutoModelForMultimodalLM.from_pretrained(export(out, tmp_path / "again", merge=merge))
+    again = AutoModelForMultimodalLM.from_pretrained(
+        export(out, tmp_path / "again", "merged" if merge else "full")
+    )
     assert torch.equal(logits(again, batch), logits(loaded, batch))
 
 
 def test_the_model_card_tells_parts_scores_and_recipe(run, tmp_path):
-    card = (export(run[0], tmp_path / "out", merge=False) / "README.md").read_text()
+    card = (export(run[0], tmp_path / "out", "full") / "README.md").read_text()
     assert "pipeline_tag: audio-text-to-text" in card
     assert "| qa | value |\n| --- | --- |\n| accuracy | 0.875 |\n| n | 40 |\n" in card
     assert "| set | score | layer |\n| --- | --- | --- |\n| esc50 | 0.5 |  |\n| b |  | 2 |\n" in card
