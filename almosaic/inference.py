@@ -1,7 +1,7 @@
 """Use of a trained model: embed clips, answer questions in batches, stream one answer."""
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -9,53 +9,31 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
 from torch import Tensor
 from transformers import StoppingCriteria, TextIteratorStreamer
 
-from almosaic.alm.processing import Encoded, clip_sources
 from almosaic.audio import AudioSource, load_audio
+from almosaic.conversations import (
+    Conversation,
+    Prepared,
+    batch_inputs,
+    expected_length,
+    name_of,
+    prepare,
+)
 from almosaic.encoder import AudioMosaicModel
 from almosaic.errors import AlmosaicError
-from almosaic.features import AudioMosaicFeatureExtractor, frames_of
+from almosaic.features import AudioMosaicFeatureExtractor
 from almosaic.loading import load_model as load_model
 from almosaic.masking import PatchGrid
 from almosaic.pooling import check_layer, token_weights, window_weights
-from almosaic.settings import Settings
+from almosaic.sampling import SamplingSettings
+from almosaic.token_memory import WINDOWS_AT_ONCE, TokenMemory, featurized
 
-Conversation = Mapping[str, Any]
 # Conversations are sorted by length within this many batches: little padding, and results still come early.
 _SORTED_BATCHES = 8
-
-
-class SamplingSettings(Settings):
-    """How words are chosen: greedy unless one of temperature, top_p, top_k is given."""
-
-    temperature: float | None = Field(None, gt=0)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=1)
-    num_beams: int = Field(1, ge=1)
-    num_return_sequences: int = Field(1, ge=1)
-    repetition_penalty: float = Field(1.0, gt=0)
-    seed: int | None = None
-
-    @classmethod
-    def of(cls, sampling: Mapping[str, Any]) -> "SamplingSettings":
-        """The settings of keyword arguments, and the seed set; AlmosaicError where one does not fit."""
-        try:
-            settings = cls(**sampling)
-        except ValidationError as error:
-            wrong, known = error.errors()[0], ", ".join(cls.model_fields)
-            name, reason = wrong["loc"][0], wrong["msg"].lower()
-            raise AlmosaicError(f"sampling setting {name}: {reason}; known settings: {known}") from error
-        if settings.seed is not None:
-            torch.manual_seed(settings.seed)
-        return settings
-
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of the library's `generate`; None switches off what a language model brings."""
-        chosen = (self.temperature, self.top_p, self.top_k)
-        return {"do_sample": any(value is not None for value in chosen), **self.model_dump(exclude={"seed"})}
+# Where the order of results does not matter, within this many: clips wait undecoded.
+_SORTED_CONVERSATIONS = 4096
 
 
 def embed(
@@ -120,10 +98,10 @@ def _vectors(
     pooling: str | None,
 ) -> list[NDArray[np.float32]]:
     """One vector [D] per waveform."""
-    features, mask, windows = _windows(extractor, waveforms, tower.device)
+    features, mask, windows = featurized(extractor, waveforms, tower.device)
     pooled = []
     # Long clips bring many windows; the encoder still sees a few at a time.
-    for part, part_mask in zip(torch.split(features, 64), torch.split(mask, 64), strict=True):
+    for part, part_mask in zip(*(torch.split(x, WINDOWS_AT_ONCE) for x in (features, mask)), strict=True):
         output = tower(
             part.to(tower.dtype), input_features_mask=part_mask, output_hidden_states=layer is not None
         )
@@ -135,15 +113,6 @@ def _vectors(
     return [clip.sum(dim=0).cpu().numpy() for clip in torch.split(weighted, windows.tolist())]
 
 
-def _windows(
-    extractor: AudioMosaicFeatureExtractor, waveforms: list[NDArray[np.float32]], device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised windows, their mask and their number per clip, computed on `device`."""
-    clips = [torch.from_numpy(waveform) for waveform in waveforms]
-    padded = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True).to(device)
-    return extractor.featurize(padded, torch.tensor([len(clip) for clip in clips], device=device))
-
-
 def generate(
     model: Any,
     processor: Any,
@@ -151,6 +120,8 @@ def generate(
     *,
     batch_size: int = 8,
     max_new_tokens: int = 64,
+    memory: TokenMemory | None = None,
+    ordered: bool = True,
     **sampling: Any,
 ) -> Iterator[dict[str, Any]]:
     """Answer conversations in batches; the results come in the order of the conversations.
@@ -160,58 +131,114 @@ def generate(
         processor: its processor.
         conversations: dictionaries with `id`, `messages` and `audios`, a list of audio sources (left out
             where the audio parts of the messages name their clips).
-        batch_size: conversations at a time; similar lengths are put together.
+        batch_size: conversations at a time; similar lengths are put together, by the headers of their clips.
         max_new_tokens: longest answer.
+        memory: clips that were heard already; None = those of this call.
+        ordered: False = each result as soon as its batch is done, the longest of 4,096 prompts first.
         **sampling: fields of `SamplingSettings`.
 
     Yields:
         `id` and `prediction` (and `predictions` when several were asked for), or `id` and `error` for a
         conversation that cannot be answered; the others go on.
     """
-    settings = SamplingSettings.of(sampling)
+    settings = SamplingSettings.of(sampling).with_seed()
+    if batch_size < 1 or max_new_tokens < 1:
+        raise AlmosaicError(
+            f"expected batch_size and max_new_tokens of 1 or more, found {batch_size} and {max_new_tokens}"
+        )
+    memory = _memory_of(model, processor, memory)
     rows = enumerate(conversations)
-    while chunk := list(islice(rows, batch_size * _SORTED_BATCHES)):
-        results: dict[int, dict[str, Any]] = {}
-        ready = []
-        for index, conversation in chunk:
-            results[index] = {"id": conversation.get("id", index)}
-            try:
-                ready.append((index, *_prepare(model, processor, conversation, max_new_tokens)))
-            except AlmosaicError as error:
-                results[index]["error"] = str(error)
-        ready.sort(key=lambda item: len(item[1].input_ids), reverse=True)
-        for start in range(0, len(ready), batch_size):
-            batch = ready[start : start + batch_size]
-            inputs = _inputs(
-                processor, [item[1] for item in batch], [item[2] for item in batch], model.device
-            )
-            answers = _answers(model, processor, inputs, max_new_tokens, settings)
-            for (index, _, _), texts in zip(batch, answers, strict=True):
-                results[index]["prediction"] = texts[0]
-                if settings.num_return_sequences > 1:
-                    results[index]["predictions"] = texts
-        yield from results.values()
+    span = batch_size * _SORTED_BATCHES if ordered else _SORTED_CONVERSATIONS
+    while chunk := list(islice(rows, span)):
+        answers = _answered(chunk, batch_size, max_new_tokens, memory, settings)
+        if ordered:
+            finished = dict(answers)
+            yield from (finished[index] for index, _ in chunk)
+        else:
+            yield from (result for _, result in answers)
+
+
+def _answered(
+    chunk: list[tuple[int, Conversation]],
+    batch_size: int,
+    max_new_tokens: int,
+    memory: TokenMemory,
+    settings: SamplingSettings,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Results with their places, longest prompts first; clips are decoded when their batch is due."""
+    model, processor = memory.model, memory.processor
+    ready: list[Prepared] = []
+    for index, conversation in _longest_first(processor, chunk):
+        try:
+            ready.append(prepare(model, processor, conversation, max_new_tokens, index))
+        except AlmosaicError as error:
+            yield index, {"id": name_of(conversation, index), "error": str(error)}
+        if len(ready) == batch_size:
+            yield from _answer_batch(ready, memory, max_new_tokens, settings)
+            ready = []
+    if ready:
+        yield from _answer_batch(ready, memory, max_new_tokens, settings)
+
+
+def _longest_first(processor: Any, chunk: list[tuple[int, Conversation]]) -> list[tuple[int, Conversation]]:
+    lengths = [expected_length(processor, conversation) for _, conversation in chunk]
+    order = sorted(range(len(chunk)), key=lambda place: -lengths[place])
+    return [chunk[place] for place in order]
+
+
+def _answer_batch(
+    rows: list[Prepared], memory: TokenMemory, max_new_tokens: int, settings: SamplingSettings
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    model, processor = memory.model, memory.processor
+    inputs = batch_inputs(processor, rows, memory, model.device)
+    ids = _token_ids(model, inputs, [row.id for row in rows], max_new_tokens, settings)
+    texts = [text.strip() for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    several = settings.num_return_sequences
+    for place, row in enumerate(rows):
+        own = texts[place * several : (place + 1) * several]
+        yield row.index, {"id": row.id, "prediction": own[0]} | ({"predictions": own} if several > 1 else {})
+
+
+def _memory_of(model: Any, processor: Any, memory: TokenMemory | None) -> TokenMemory:
+    if memory is not None and (memory.model is not model or memory.processor is not processor):
+        raise AlmosaicError(
+            "this token memory belongs to another model or processor; make one for this model"
+        )
+    return memory or TokenMemory(model, processor)
 
 
 def stream(
-    model: Any, processor: Any, conversation: Conversation, *, max_new_tokens: int = 64, **sampling: Any
+    model: Any,
+    processor: Any,
+    conversation: Conversation,
+    *,
+    max_new_tokens: int = 64,
+    memory: TokenMemory | None = None,
+    **sampling: Any,
 ) -> Iterator[str]:
     """One answer, piece by piece as it is written; stopping the iteration stops the model.
 
     Raises:
-        AlmosaicError: the conversation cannot be answered.
+        AlmosaicError: the conversation cannot be answered, or beams or several answers are asked for.
         Exception: whatever the model raised while it wrote.
     """
-    settings = SamplingSettings.of(sampling)
-    encoded, waveforms = _prepare(model, processor, conversation, max_new_tokens)
-    inputs = _inputs(processor, [encoded], [waveforms], model.device)
+    settings = SamplingSettings.of(sampling).with_seed()
+    if settings.num_beams > 1 or settings.num_return_sequences > 1:
+        raise AlmosaicError(
+            f"a stream writes one answer word by word, found num_beams {settings.num_beams} and "
+            f"num_return_sequences {settings.num_return_sequences}; set both to 1, or use generate"
+        )
+    memory = _memory_of(model, processor, memory)
+    row = prepare(model, processor, conversation, max_new_tokens)
+    inputs = batch_inputs(processor, [row], memory, model.device)
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     stop = _Stop()
     raised: list[BaseException] = []
 
     def write() -> None:
+        extra = {"streamer": streamer, "stopping_criteria": [stop]}
         try:
-            _token_ids(model, inputs, max_new_tokens, settings, streamer=streamer, stopping_criteria=[stop])
+            _token_ids(model, inputs, [row.id], max_new_tokens, settings, **extra)
         except BaseException as error:
             raised.append(error)
         finally:
@@ -239,60 +266,21 @@ class _Stop(StoppingCriteria):  # type: ignore[misc]
         return torch.full((len(input_ids),), self.asked.is_set(), device=input_ids.device)
 
 
-def _prepare(
-    model: Any, processor: Any, conversation: Conversation, max_new_tokens: int
-) -> tuple[Encoded, list[NDArray[np.float32]]]:
-    """Tokens and waveforms of one conversation; AlmosaicError when it cannot be answered."""
-    if "messages" not in conversation:
-        raise AlmosaicError(f"a conversation needs messages, found {', '.join(conversation) or 'nothing'}")
-    limit = processor.max_audio_seconds
-    sources = conversation.get("audios")
-    sources = clip_sources(conversation["messages"]) if sources is None else sources
-    waveforms = [load_audio(source, max_seconds=limit) for source in sources]
-    frames = [frames_of(len(waveform)) for waveform in waveforms]
-    encoded = processor.encode(conversation["messages"], frames, add_generation_prompt=True)
-    context = getattr(model.config.text_config, "max_position_embeddings", None)
-    if context is not None and len(encoded.input_ids) + max_new_tokens > context:
-        raise AlmosaicError(
-            f"the prompt has {len(encoded.input_ids)} tokens and the answer may have {max_new_tokens}, more "
-            f"than the context of {context} holds; shorten the conversation or lower max_new_tokens"
-        )
-    return encoded, waveforms
-
-
-def _inputs(
-    processor: Any, rows: list[Encoded], audio: list[list[NDArray[np.float32]]], device: torch.device
-) -> dict[str, Tensor]:
-    """A left-padded batch of prompts with the windows of all clips, on `device`."""
-    inputs: dict[str, Tensor] = processor.pad(rows, "left")
-    del inputs["labels"]
-    waveforms = [waveform for own in audio for waveform in own]
-    if waveforms:
-        names = ("input_features", "input_features_mask", "audio_windows")
-        inputs |= dict(zip(names, _windows(processor.feature_extractor, waveforms, device), strict=True))
-        inputs["audio_clips"] = torch.tensor([len(own) for own in audio])
-    return {name: tensor.to(device) for name, tensor in inputs.items()}
-
-
 @torch.inference_mode()
 def _token_ids(
-    model: Any, inputs: dict[str, Tensor], max_new_tokens: int, settings: SamplingSettings, **extra: Any
+    model: Any,
+    inputs: dict[str, Tensor],
+    ids: list[Any],
+    max_new_tokens: int,
+    settings: SamplingSettings,
+    **extra: Any,
 ) -> Tensor:
-    """New tokens [B x answers, at most max_new_tokens]."""
+    """New tokens [B x answers, at most max_new_tokens]; `ids` name the rows for their draws."""
+    chosen = settings.arguments(inputs["attention_mask"], ids, max_new_tokens)
     training = model.training
     model.eval()
     try:
-        ids: Tensor = model.generate(**inputs, max_new_tokens=max_new_tokens, **settings.arguments(), **extra)
+        written: Tensor = model.generate(**inputs, max_new_tokens=max_new_tokens, **chosen, **extra)
     finally:
         model.train(training)
-    return ids[:, inputs["input_ids"].shape[1] :]
-
-
-def _answers(
-    model: Any, processor: Any, inputs: dict[str, Tensor], max_new_tokens: int, settings: SamplingSettings
-) -> list[list[str]]:
-    """The answers to each prompt of a batch."""
-    ids = _token_ids(model, inputs, max_new_tokens, settings)
-    texts = [text.strip() for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
-    several = settings.num_return_sequences
-    return [texts[start : start + several] for start in range(0, len(texts), several)]
+    return written[:, inputs["input_ids"].shape[1] :]
