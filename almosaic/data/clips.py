@@ -12,12 +12,12 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from almosaic.audio import SAMPLING_RATE, AudioSource, audio_duration, load_audio
+from almosaic.audio import MAX_SECONDS, SAMPLING_RATE, AudioSource, audio_duration, load_audio
 from almosaic.data import draws
 from almosaic.data.manifest import ManifestRow
 from almosaic.errors import AlmosaicError, AudioError
 from almosaic.scenes.bank import Bank
-from almosaic.scenes.compose import render
+from almosaic.scenes.compose import ScenePool, render
 from almosaic.scenes.scene import Scene
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,10 @@ class ClipSource(Protocol):
         """The clip [S] at 16 kHz; AudioError when it cannot be used."""
         ...
 
+    def seconds(self, index: int) -> float:
+        """How long `waveform` is, without decoding where a header or a plan tells; AudioError as there."""
+        ...
+
     def fingerprint(self) -> str:
         """A hash that changes when any clip changes."""
         ...
@@ -50,7 +54,11 @@ class StoredClips:
         crop_seconds: length of the crop, None = whole clips.
         seed: of the crop's position.
         seconds: lengths where they are known; others are read from the files' headers.
+
+    `max_seconds` may be changed: a longer clip without a crop is an error, never cut.
     """
+
+    max_seconds = MAX_SECONDS
 
     def __init__(
         self, crop_seconds: float | None = None, seed: int = 0, seconds: Mapping[int, float] | None = None
@@ -67,12 +75,20 @@ class StoredClips:
         """The clip or its crop; only the crop is decoded."""
         source = self.stored(index)
         if self.crop_seconds is None:
-            return load_audio(source)
-        if index not in self._seconds:
-            self._seconds[index] = audio_duration(source)
-        spare = max(0.0, self._seconds[index] - self.crop_seconds)
+            return load_audio(source, max_seconds=self.max_seconds)
+        spare = max(0.0, self._stored_seconds(index) - self.crop_seconds)
         share = draws.uniforms((self.seed, "crop", epoch), [index], 1)[0, 0]
         return load_audio(source, start_seconds=float(share) * spare, duration_seconds=self.crop_seconds)
+
+    def seconds(self, index: int) -> float:
+        """The clip's or its crop's, by the file's header."""
+        whole = self._stored_seconds(index)
+        return whole if self.crop_seconds is None else min(whole, self.crop_seconds)
+
+    def _stored_seconds(self, index: int) -> float:
+        if index not in self._seconds:
+            self._seconds[index] = audio_duration(self.stored(index))
+        return self._seconds[index]
 
 
 class FileClips(StoredClips):
@@ -128,6 +144,12 @@ class SceneClips:
         """The scene's audio."""
         return render(self.pool[index], self.bank)
 
+    def seconds(self, index: int) -> float:
+        """The scene's; a pool that composes scenes when asked for them is not asked."""
+        if isinstance(self.pool, ScenePool):
+            return self.pool.settings.duration_seconds
+        return self.pool[index].duration_seconds
+
     def fingerprint(self) -> str:
         """Hash of every scene record and of the bank."""
         digest = hashlib.sha256(self.bank.fingerprint().encode())
@@ -155,6 +177,17 @@ class JoinedClips:
         """The clip from the source it lies in."""
         part = bisect_right(self.ends, index)
         return self.sources[part].waveform(index - self.offset(part), epoch)
+
+    def seconds(self, index: int) -> float:
+        """The length of the clip in the source it lies in."""
+        part = bisect_right(self.ends, index)
+        return self.sources[part].seconds(index - self.offset(part))
+
+    def allow_seconds(self, limit: float) -> None:
+        """Let stored clips be this long; a longer one is an error, never cut."""
+        for source in self.sources:
+            if isinstance(source, StoredClips):
+                source.max_seconds = limit
 
     def fingerprint(self) -> str:
         """Hash of the sources' hashes."""
@@ -218,6 +251,10 @@ class JoinedShortClips:
                 length += len(parts[-1])
         return np.concatenate(parts)[: self.max_samples]
 
+    def seconds(self, index: int) -> float:
+        """The clip's length, or for a shorter one what is joined at least."""
+        return max(self.source.seconds(index), self.min_samples / SAMPLING_RATE)
+
     def fingerprint(self) -> str:
         """The source's hash, and what is joined."""
         return f"{self.source.fingerprint()} {self.min_samples} {self.max_samples} {self.seed}"
@@ -229,11 +266,13 @@ class BadClips:
     Args:
         clips: number of clips in the source.
         limit_share: the run stops when more than this share of them is bad.
+        unit: what they are called, `clip` or `row`.
     """
 
-    def __init__(self, clips: int, limit_share: float = 0.01) -> None:
+    def __init__(self, clips: int, limit_share: float = 0.01, unit: str = "clip") -> None:
         self.clips = clips
         self.limit_share = limit_share
+        self.unit = unit
         self.reasons: dict[int, str] = {}
 
     @property
@@ -250,11 +289,11 @@ class BadClips:
         for index, reason in found:
             if index not in self.reasons:
                 self.reasons[index] = reason
-                logger.warning("skipped clip %d, the next one takes its place: %s", index, reason)
+                logger.warning("skipped %s %d, the next one takes its place: %s", self.unit, index, reason)
         if len(self.reasons) > self.limit_share * self.clips:
             raise AlmosaicError(
-                f"{len(self.reasons)} of {self.clips} clips cannot be used, more than the allowed share of "
-                f"{self.limit_share:g}; the last: {next(reversed(self.reasons.values()))}; "
+                f"{len(self.reasons)} of {self.clips} {self.unit}s cannot be used, more than the allowed "
+                f"share of {self.limit_share:g}; the last: {next(reversed(self.reasons.values()))}; "
                 "mend or remove them (`almosaic check DATA` lists all)"
             )
 

@@ -52,15 +52,15 @@ class ChatCollator:
         self.processor = processor
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
-        """Encode and pad to the right; a batch without clips has no audio tensors."""
-        good = [row for row in rows if row["messages"] is not None]
+        """Pad to the right; a batch without clips has no audio tensors, one without rows has no labels."""
+        good = [row for row in rows if row["encoded"] is not None]
         batch: Batch = {
             "bad_clips": bad_rows(rows),
-            "clip_index": torch.tensor([row["clip_index"] for row in good]),
+            "clip_index": torch.tensor([row["clip_index"] for row in good], dtype=torch.long),
         }
         if not good:
-            return batch
-        encoded = [self.processor.encode(row["messages"], row["frames"]) for row in good]
+            return batch | self._nothing()
+        encoded = [row["encoded"] for row in good]
         batch |= self.processor.pad(encoded, "right")
         windows = [window for row in encoded for window in row.windows]
         if not windows:
@@ -74,6 +74,16 @@ class ChatCollator:
             clips = [clip for row in good for clip in row["waveforms"]]
             batch["waveforms"], batch["lengths"] = pad_waveforms(clips)
         return batch
+
+    def _nothing(self) -> Batch:
+        """A row of two words that trains nothing: it keeps a process without rows in step with the others."""
+        filler = self.processor.tokenizer.pad_token_id
+        words = torch.full((1, 2), filler)
+        return {
+            "input_ids": words,
+            "attention_mask": torch.ones_like(words),
+            "labels": torch.full_like(words, -100),
+        }
 
 
 class TextCollator:

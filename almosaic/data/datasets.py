@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from almosaic.audio import SAMPLING_RATE
 from almosaic.data import draws
 from almosaic.data.clips import BadClip, ClipSource, JoinedClips, ManifestClips, read_or_next
 from almosaic.data.formats import Message, question
@@ -108,19 +109,34 @@ class CaptionDataset(Dataset[Conversation]):
 
 
 class ChatDataset(Dataset[dict[str, Any]]):
-    """Several kinds of conversations as one, with their clips read.
+    """Several kinds of conversations as one, encoded, with their clips read.
 
-    Items hold `clip_index` (the row), `messages`, `frames` per clip, `bad_clips`, and per clip either
-    `waveforms` or, with a cache, `features` [W, Tp, Fp, D]. Where a clip cannot be used the next row takes
-    its row's place; `messages` is None when `attempts` rows in a row failed.
+    Items hold `clip_index` (the row), `encoded` (ids, labels, windows), `bad_clips`, and per clip either
+    `waveforms` or, with a cache, `features` [W, Tp, Fp, D]. Where a row cannot be used (a bad clip, a wrong
+    conversation, too long a one) the next row takes its place; `encoded` is None when `attempts` rows in a
+    row failed. Nothing is ever cut.
+
+    Args:
+        parts: the conversations.
+        processor: an `AlmosaicProcessor`.
+        context: tokens that the language model can read, None = any number.
+        attempts: see above.
+        cache: frozen features of the clips, in place of their audio.
     """
 
     def __init__(
-        self, parts: Sequence[ChatData], attempts: int = 1, cache: CachedClips | None = None
+        self,
+        parts: Sequence[ChatData],
+        processor: Any,
+        context: int | None = None,
+        attempts: int = 1,
+        cache: CachedClips | None = None,
     ) -> None:
         self.parts = list(parts)
         self.ends = list(accumulate(len(part) for part in self.parts))
         self.source = JoinedClips([part.source for part in self.parts])
+        self.processor = processor
+        self.context = context
         self.attempts = attempts
         self.cache = cache
         self.epoch = 0
@@ -136,25 +152,70 @@ class ChatDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row, item, bad = read_or_next(self._read, index, len(self), self.attempts)
-        return {"messages": None, **(item or {}), "clip_index": row, "bad_clips": bad}
+        return {"encoded": None, **(item or {}), "clip_index": row, "bad_clips": bad}
 
     def _read(self, index: int) -> dict[str, Any]:
+        """One row; AudioError, for whatever reason it cannot be used."""
+        part, place, offset = self._find(index)
+        name = f"row {index}"
+        try:
+            row = part[place]
+            name = f"row {row['id']}"
+            clips = [offset + clip for clip in row["clips"]]
+            frames, audio = self._stored(clips) if self.cache is not None else self._heard(clips)
+            return {"encoded": self._encode(row["messages"], frames), **audio}
+        except AlmosaicError as error:
+            raise AudioError(f"{name}: {error}") from error
+
+    def _find(self, index: int) -> tuple[ChatData, int, int]:
+        """The part that a row lies in, its place there, and the number of that part's first clip."""
         number = bisect_right(self.ends, index)
         part = self.parts[number]
-        row = part[index - (self.ends[number] - len(part))]
-        clips = [self.source.offset(number) + clip for clip in row["clips"]]
-        if self.cache is not None:
-            frames = [self.cache.frames(clip) for clip in clips]
-            if 0 in frames:
-                raise AudioError(f"conversation {row['id']}: a clip has no features, it could not be read")
-            return {
-                "messages": row["messages"],
-                "frames": frames,
-                "features": [self.cache[clip] for clip in clips],
-            }
+        return part, index - (self.ends[number] - len(part)), self.source.offset(number)
+
+    def _heard(self, clips: list[int]) -> tuple[list[int], dict[str, Any]]:
+        """Log-mel frames of clips, and their waveforms."""
         waveforms = [self.source.waveform(clip, self.epoch) for clip in clips]
-        frames = [frames_of(len(waveform)) for waveform in waveforms]
-        return {"messages": row["messages"], "frames": frames, "waveforms": waveforms}
+        return [frames_of(len(waveform)) for waveform in waveforms], {"waveforms": waveforms}
+
+    def _stored(self, clips: list[int]) -> tuple[list[int], dict[str, Any]]:
+        """Log-mel frames of clips, and their features."""
+        assert self.cache is not None
+        frames = [self.cache.frames(clip) for clip in clips]
+        if 0 in frames:
+            raise AudioError(f"clip {clips[frames.index(0)]} has no features, it could not be read")
+        return frames, {"features": [self.cache[clip] for clip in clips]}
+
+    def _encode(self, messages: Sequence[Message], frames: Sequence[int]) -> Any:
+        encoded = self.processor.encode(messages, frames)
+        tokens = len(encoded.input_ids)
+        if self.context is not None and tokens > self.context:
+            raise AudioError(
+                f"{tokens} tokens, but the language model reads {self.context} at most; "
+                "shorten the text or the clips, or train with fewer projector.queries"
+            )
+        return encoded
+
+    def lengths(self) -> list[int]:
+        """Tokens of each row in this epoch, no audio decoded; 0 for a row that cannot be used.
+
+        A part whose conversations are costly to make has `outline(index)`, a cheap one of nearly that length.
+        """
+        return [self._length(index) for index in range(len(self))]
+
+    def _length(self, index: int) -> int:
+        part, place, offset = self._find(index)
+        try:
+            row: Conversation = getattr(part, "outline", part.__getitem__)(place)
+            frames = [self._clip_frames(offset + clip) for clip in row["clips"]]
+            return len(self._encode(row["messages"], frames).input_ids)
+        except AlmosaicError:
+            return 0
+
+    def _clip_frames(self, clip: int) -> int:
+        if self.cache is not None:
+            return self.cache.frames(clip)
+        return frames_of(round(self.source.seconds(clip) * SAMPLING_RATE))
 
 
 def bad_rows(items: Sequence[dict[str, Any]]) -> list[BadClip]:

@@ -108,6 +108,10 @@ class SceneChatDataset(Dataset[Conversation]):
             ]
         return {"id": f"{scene.scene_id}/{self.epoch}", "messages": messages, "clips": [index]}
 
+    def outline(self, index: int) -> Conversation:
+        """The first conversation of the epoch, about this scene, which needs not be composed for it."""
+        return {**self[0], "clips": [index]}
+
     def _first_turn(self, scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
         """What the user asks about a scene and what the assistant answers: caption, timeline or question."""
         chance = rng.random()

@@ -8,6 +8,7 @@ from transformers import set_seed
 
 from almosaic.alm import AlmosaicForConditionalGeneration, AlmosaicProcessor, TuneSettings, apply_tuning
 from almosaic.alm.projectors import ProjectorSettings
+from almosaic.alm.quantization import Scheme
 from almosaic.alm.tuning import PARTS
 from almosaic.audio import MAX_SECONDS
 from almosaic.data import draws
@@ -37,25 +38,36 @@ class AlmStageSettings(Settings):
             stage's.
         layer: 0-based encoder block that the projector reads, None = the output; of a model joined from
             parts.
+        quantize: load the frozen language model of a model joined from parts in 4 or 8 bits, through
+            bitsandbytes; None = as it is published, or as the earlier stage did.
         tune: what is trained.
         data: conversations, taken in proportion to their number.
         cache_features: encode every clip once and train on the stored tokens; needs a frozen audio tower.
         max_audio_seconds: a longer clip is an error, never cut.
-        bad_clip_share: the run stops when more than this share of the clips cannot be used.
+        bad_clip_share: the run stops when more than this share of the rows cannot be used: clips that cannot
+            be read, placeholders without a clip, more tokens than the language model reads.
+        group_by_length: put rows of like length into a batch, which saves padding.
         optim: length, batch, learning rates per part (`audio_tower`, `projector`, `language_model`).
     """
 
     projector: ProjectorSettings | None = None
     layer: int | None = None
+    quantize: Scheme | None = None
     tune: TuneSettings = TuneSettings.model_validate({})
     data: tuple[ChatSettings, ...] = Field(default=(SceneChatSettings(),), min_length=1)
     cache_features: bool = False
     max_audio_seconds: float = Field(default=MAX_SECONDS, gt=0)
     bad_clip_share: float = Field(default=0.01, ge=0, lt=1)
+    group_by_length: bool = False
     optim: OptimSettings = OptimSettings(steps=600, learning_rate=1e-3, weight_decay=0.0)
 
     def model_post_init(self, _context: Any) -> None:
-        """Refuse a cache for an encoder that changes."""
+        """Refuse a cache for an encoder that changes, and quantised weights that would have to."""
+        if self.quantize is not None and self.tune.language_model == "full":
+            raise AlmosaicError(
+                f"tune.language_model: full cannot train weights quantised to {self.quantize}; use lora, or "
+                "leave quantize out"
+            )
         if self.cache_features and self.tune.audio_tower != "frozen":
             raise AlmosaicError(
                 "cache_features: true needs tune.audio_tower: frozen, since a changing encoder makes stored "
@@ -101,12 +113,15 @@ def train_alm(
     apply_tuning(model, settings.tune)
     if settings.optim.steps == 0:
         return write_model(folder, model, processor)
-    data = ChatDataset([open_chat_data(part, bank, scenes, seed, stage) for part in settings.data])
-    bad = BadClips(len(data.source), settings.bad_clip_share)
+    parts_of_data = [open_chat_data(part, bank, scenes, seed, stage) for part in settings.data]
+    context = getattr(model.config.text_config, "max_position_embeddings", None)
+    data = ChatDataset(parts_of_data, processor, context)
+    data.source.allow_seconds(settings.max_audio_seconds)
+    bad = BadClips(len(data), settings.bad_clip_share, unit="row")
     data.attempts = bad.attempts
     if settings.cache_features:
         data.cache = _cache(settings, model, processor, data, cache_folder or folder / "features")
-        bad.note(list(data.cache.bad.items()))
+        BadClips(len(data.source), settings.bad_clip_share).note(list(data.cache.bad.items()))
     trainer = AlmosaicTrainer(
         model,
         settings.optim,
@@ -117,22 +132,28 @@ def train_alm(
         stage=stage,
         parts=PARTS,
         prepare=AudioInputs(processor.feature_extractor, bad),
+        lengths=data.lengths if settings.group_by_length else None,
+        every_row=True,
     )
     trainer.run(resume)
     return trainer.on_main(lambda: write_model(folder, model, processor))
 
 
 class AudioInputs:
-    """Makes model inputs of a chat batch on the device: log-mel windows of its clips, bad clips counted."""
+    """Makes model inputs of a chat batch on the device: log-mel windows of its clips, bad rows counted."""
 
     def __init__(self, extractor: AudioMosaicFeatureExtractor, bad: BadClips) -> None:
         self.extractor = extractor
         self.bad = bad
 
     def __call__(self, batch: dict[str, Any], epoch: int) -> dict[str, Any]:
-        """`waveforms` [A, S] and `lengths` [A] become `input_features` and their mask; the rest stays."""
+        """`waveforms` [A, S] and `lengths` [A] become `input_features` and their mask; the rest stays.
+
+        The metric `padding_share` is the share of the tokens that only fill rows up.
+        """
         self.bad.note(batch.pop("bad_clips"))
         batch.pop("clip_index")
+        batch["metrics"] = {"padding_share": 1.0 - batch["attention_mask"].float().mean()}
         if "waveforms" in batch:
             waveforms, lengths = batch.pop("waveforms"), batch.pop("lengths")
             features, mask, _ = self.extractor.featurize(waveforms, lengths)
@@ -144,10 +165,16 @@ def _open(
     settings: AlmStageSettings, parts: Parts
 ) -> tuple[AlmosaicForConditionalGeneration, AlmosaicProcessor]:
     if parts.start is not None:
-        model, processor = open_start(parts, settings.projector, settings.layer)
+        model, processor = open_start(parts, settings.projector, settings.layer, settings.quantize)
     else:
         trains_words = settings.tune.language_model == "full"
-        model, processor = join_parts(parts, settings.projector, settings.layer, trains_words=trains_words)
+        model, processor = join_parts(
+            parts,
+            settings.projector,
+            settings.layer,
+            trains_words=trains_words,
+            quantize=settings.quantize,
+        )
     processor.max_audio_seconds = settings.max_audio_seconds
     return model, processor
 

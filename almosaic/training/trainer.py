@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer
 
@@ -20,7 +21,7 @@ from almosaic.training.callbacks import (
     worker_errors_in_one_line,
 )
 from almosaic.training.optim import OptimSettings, parameter_groups, rate_factor, training_arguments
-from almosaic.training.order import EpochOrder
+from almosaic.training.order import EpochOrder, StepShares
 
 Batch = dict[str, Any]
 
@@ -31,7 +32,10 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
     `prepare(batch, epoch)` runs on the device, without gradients and outside autocast, right before the
     model; it may add `metrics`, which are logged as the model's own are. `after_step(progress)` runs after
     each optimizer step. `parts` maps part names to parameter prefixes. `blocks` are the rows of each shard of
-    a dataset that is better read shard by shard, see `EpochOrder`.
+    a dataset that is better read shard by shard, `lengths` gives those of the rows in the epoch at hand, to
+    group them: see `EpochOrder`. With `every_row` the last step of an epoch has the rows that are left, see
+    `StepShares`; the collator then makes a batch of no rows too. Otherwise the first rows of the epoch fill
+    it up where there are several processes.
     """
 
     def __init__(
@@ -49,11 +53,13 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
         after_step: Callable[[float], None] | None = None,
         drop_last: bool = False,
         blocks: Sequence[int] | None = None,
+        lengths: Callable[[], Sequence[int]] | None = None,
+        every_row: bool = False,
     ) -> None:
         arguments = training_arguments(settings, folder, draws.key(seed, stage) % 2**31)
         self.settings, self.parts, self.prepare, self.folder = settings, parts, prepare, folder
-        arguments.dataloader_drop_last = drop_last
-        self.order = EpochOrder(len(dataset), seed, stage, blocks)
+        arguments.dataloader_drop_last, self.every_row = drop_last, every_row
+        self.order = EpochOrder(len(dataset), seed, stage, blocks, lengths, settings.batch_size)
         self.epochs = EpochCallback(self.order, dataset)
         self.progress, self.stop, self.finite = ProgressCallback(stage), StopCallback(), FiniteCallback(stage)
         self.metric_sums: dict[str, tuple[torch.Tensor, int]] = {}
@@ -106,16 +112,26 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The loader over the rows in this trainer's own order."""
-        loader: DataLoader[Any] = DataLoader(
-            self.train_dataset,
-            batch_size=self.args.per_device_train_batch_size,
-            sampler=self.order,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            drop_last=self.args.dataloader_drop_last,
+        args = self.args
+        size = args.per_device_train_batch_size
+        common = {
+            "collate_fn": self.data_collator,
+            "num_workers": args.dataloader_num_workers,
+            "pin_memory": args.dataloader_pin_memory,
+        }
+        if not self.every_row:
+            whole = {"batch_size": size, "sampler": self.order, "drop_last": args.dataloader_drop_last}
+            loader = DataLoader(self.train_dataset, **whole, **common)
+            return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
+        shares = StepShares(
+            self.order, size, args.gradient_accumulation_steps, args.world_size, args.process_index
         )
-        return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
+        loader = DataLoader(self.train_dataset, batch_sampler=shares, **common)
+        # The library would share the batches out once more.
+        prepared: DataLoader[Any] = prepare_data_loader(
+            loader, args.device, num_processes=1, process_index=0, put_on_device=True
+        )
+        return prepared
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The library's optimizer over our parameter groups."""

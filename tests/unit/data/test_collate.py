@@ -28,16 +28,14 @@ def clip(seconds, value=0.1):
     return np.full(int(16_000 * seconds), value, np.float32)
 
 
-def chat_row(index, *clips, text="what do you hear", **more):
-    messages = [question(text, clips=len(clips)), ANSWER]
-    frames = [frames_of(len(waveform)) for waveform in clips]
-    return {
-        "clip_index": index,
-        "messages": messages,
-        "frames": frames,
-        "waveforms": clips,
-        "bad_clips": [],
-    } | more
+@pytest.fixture(scope="module")
+def chat_row(processor):
+    def row(index, *clips, text="what do you hear"):
+        messages = [question(text, clips=len(clips)), ANSWER]
+        encoded = processor.encode(messages, [frames_of(len(waveform)) for waveform in clips])
+        return {"clip_index": index, "encoded": encoded, "waveforms": clips, "bad_clips": []}
+
+    return row
 
 
 def test_waveforms_are_padded_with_zeros_and_failures_are_reported():
@@ -54,7 +52,7 @@ def test_waveforms_are_padded_with_zeros_and_failures_are_reported():
     assert "waveforms" not in WaveformCollator()(rows[2:])
 
 
-def test_clips_windows_and_placeholders_agree(processor):
+def test_clips_windows_and_placeholders_agree(processor, chat_row):
     rows = [chat_row(0, clip(0.3)), chat_row(1), chat_row(2, clip(0.3), clip(1.0))]
     batch = ChatCollator(processor)(rows)
     assert batch["audio_clips"].tolist() == [1, 0, 2]
@@ -65,7 +63,7 @@ def test_clips_windows_and_placeholders_agree(processor):
     assert batch["clip_index"].tolist() == [0, 1, 2]
 
 
-def test_labels_are_the_answer_alone_and_padding_is_not_trained(processor):
+def test_labels_are_the_answer_alone_and_padding_is_not_trained(processor, chat_row):
     batch = ChatCollator(processor)([chat_row(0, clip(0.3)), chat_row(1, clip(0.3), clip(1.0))])
     for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
         trained = ids[labels != -100]
@@ -73,12 +71,12 @@ def test_labels_are_the_answer_alone_and_padding_is_not_trained(processor):
         assert (labels[mask == 0] == -100).all()
 
 
-def test_a_batch_without_clips_has_no_audio(processor):
+def test_a_batch_without_clips_has_no_audio(processor, chat_row):
     batch = ChatCollator(processor)([chat_row(0), chat_row(1)])
     assert set(batch) == {"bad_clips", "clip_index", "input_ids", "attention_mask", "labels"}
 
 
-def test_stored_features_take_the_waveforms_place(processor):
+def test_stored_features_take_the_waveforms_place(processor, chat_row):
     features = np.random.default_rng(0).standard_normal((2, 4, 8, 6)).astype(np.float16)
     row = chat_row(0, clip(1.0))
     del row["waveforms"]
@@ -87,14 +85,21 @@ def test_stored_features_take_the_waveforms_place(processor):
     assert "waveforms" not in batch and batch["audio_windows"].tolist() == [2]
 
 
-def test_a_row_that_could_not_be_replaced_is_only_reported(processor):
-    gone = {"clip_index": 3, "messages": None, "bad_clips": [(3, "gone")]}
+def test_a_row_that_could_not_be_replaced_is_only_reported(processor, chat_row):
+    gone = {"clip_index": 3, "encoded": None, "bad_clips": [(3, "gone")]}
     batch = ChatCollator(processor)([chat_row(0, clip(0.3)), gone])
     assert len(batch["input_ids"]) == 1 and batch["bad_clips"] == [(3, "gone")]
-    assert ChatCollator(processor)([gone])["bad_clips"] == [(3, "gone")]
 
 
-def test_a_text_stands_exactly_where_the_clip_would(processor):
+@pytest.mark.parametrize("rows", [[], [{"clip_index": 3, "encoded": None, "bad_clips": [(3, "gone")]}]])
+def test_a_batch_of_no_rows_trains_nothing_but_can_be_run(processor, rows):
+    batch = ChatCollator(processor)(rows)
+    assert batch["bad_clips"] == ([(3, "gone")] if rows else []) and batch["clip_index"].tolist() == []
+    assert batch["input_ids"].shape == (1, 2) and (batch["labels"] == -100).all()
+    assert (batch["input_ids"] == processor.tokenizer.pad_token_id).all()
+
+
+def test_a_text_stands_exactly_where_the_clip_would(processor, chat_row):
     one_query = AlmosaicProcessor(processor.feature_extractor, processor.tokenizer, queries=1)
     row = {"messages": [question("what do you hear"), ANSWER], "context": "_ bell bell _"}
     batch = TextCollator(one_query, WINDOW_FRAMES)([row])

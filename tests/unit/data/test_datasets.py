@@ -1,8 +1,12 @@
 """Rows for training: stateless crops and questions, joined sources, and the rule for bad clips."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from almosaic.alm import AlmosaicProcessor
 from almosaic.data.chat_files import ChatFileDataset
 from almosaic.data.clips import BadClips, FileClips, JoinedClips, ManifestClips, SceneClips
 from almosaic.data.datasets import CaptionDataset, ChatDataset, PretrainDataset
@@ -18,8 +22,12 @@ from almosaic.data.scene_chat import (
     training_pool,
 )
 from almosaic.errors import AlmosaicError, AudioError
+from almosaic.features import AudioMosaicFeatureExtractor
 from almosaic.scenes.bank import SyntheticBank, open_bank
 from almosaic.scenes.scene import SceneSettings
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from helpers_tiny import QUERIES, WINDOW_FRAMES, tiny_tokenizer
 
 RATE = 16_000
 TEMPLATES = ("presence", "first", "choice", "count")
@@ -140,17 +148,23 @@ def chat_file(*audios):
     return [{"id": str(n), "messages": [question("?"), message], "audios": [a]} for n, a in enumerate(audios)]
 
 
-def test_chat_rows_share_clips_and_parts_are_joined(ramp):
+@pytest.fixture(scope="module")
+def processor(tmp_path_factory):
+    extractor = AudioMosaicFeatureExtractor(window_frames=WINDOW_FRAMES)
+    return AlmosaicProcessor(extractor, tiny_tokenizer(tmp_path_factory.mktemp("tok")), queries=QUERIES)
+
+
+def test_chat_rows_share_clips_and_parts_are_joined(ramp, processor):
     files = ChatFileDataset(chat_file(str(ramp), "gone.wav", str(ramp)))
     assert len(files.source) == 2 and [row["clips"] for row in files] == [[0], [1], [0]]
     captions = CaptionDataset([ManifestRow(id="a", audio="a", path=ramp, captions=("x",))], seed=0)
-    joined = ChatDataset([captions, files], attempts=2)
+    joined = ChatDataset([captions, files], processor, attempts=2)
     assert len(joined) == 4 and len(joined.source) == 3
     item = joined[1]
-    assert len(item["waveforms"][0]) == 4 * RATE and item["frames"] == [398]
+    assert len(item["waveforms"][0]) == 4 * RATE and item["encoded"].windows == [7]
     replaced = joined[2]
     assert replaced["clip_index"] == 3 and replaced["bad_clips"][0][0] == 2
-    assert "gone.wav" in replaced["bad_clips"][0][1]
+    assert replaced["bad_clips"][0][1].startswith("row 1: gone.wav: no such file")
 
 
 class Cached:
@@ -158,14 +172,41 @@ class Cached:
         return [398, 0][index]
 
     def __getitem__(self, index):
-        return np.zeros((1, 2, 2, 3), np.float16)
+        return np.zeros((7, 2, 2, 3), np.float16)
 
 
-def test_with_a_cache_no_audio_is_read(ramp):
-    data = ChatDataset([ChatFileDataset(chat_file(str(ramp), "gone.wav"))], attempts=2, cache=Cached())
+def test_with_a_cache_no_audio_is_read(ramp, processor):
+    files = ChatFileDataset(chat_file(str(ramp), "gone.wav"))
+    data = ChatDataset([files], processor, attempts=2, cache=Cached())
     item = data[0]
-    assert "waveforms" not in item and item["features"][0].shape == (1, 2, 2, 3) and item["frames"] == [398]
+    assert "waveforms" not in item and item["features"][0].shape == (7, 2, 2, 3)
     assert data[1]["clip_index"] == 0 and "no features" in data[1]["bad_clips"][0][1]
+    assert data.lengths() == [len(item["encoded"].input_ids), 0]
+
+
+def test_a_row_that_does_not_fit_is_named_with_both_numbers_and_nothing_is_cut(ramp, processor):
+    rows = chat_file(str(ramp), str(ramp), str(ramp))
+    rows[1]["messages"] = [question("? " * 40), rows[1]["messages"][1]]
+    rows[2]["messages"] = [question("?", clips=2), rows[2]["messages"][1]]
+    whole = ChatDataset([ChatFileDataset(rows)], processor, attempts=3)
+    long = len(whole[1]["encoded"].input_ids)
+    data = ChatDataset([ChatFileDataset(rows)], processor, context=long - 1, attempts=3)
+    item = data[1]
+    assert item["clip_index"] == 0 and [index for index, _ in item["bad_clips"]] == [1, 2]
+    (_, first), (_, second) = item["bad_clips"]
+    assert first.startswith(f"row 1: {long} tokens, but the language model reads {long - 1} at most")
+    assert second.startswith("row 2: the conversation has 2 audio placeholders but 1 clips")
+    assert data.lengths() == [len(item["encoded"].input_ids), 0, 0]
+    assert len(ChatDataset([ChatFileDataset(rows)], processor, context=long)[1]["encoded"].input_ids) == long
+
+
+def test_when_no_row_fits_the_run_stops(ramp, processor):
+    bad = BadClips(300, limit_share=0.01, unit="row")
+    data = ChatDataset([ChatFileDataset(chat_file(*[str(ramp)] * 300))], processor, 5, bad.attempts)
+    item = data[7]
+    assert item["encoded"] is None
+    with pytest.raises(AlmosaicError, match=r"4 of 300 rows cannot be used, .*; the last: row 10: \d+ tok"):
+        bad.note(item["bad_clips"])
 
 
 @pytest.fixture(scope="module")
