@@ -18,9 +18,10 @@ from almosaic.alm.configuration import AlmosaicConfig
 from almosaic.alm.layout import AudioLayout
 from almosaic.alm.processing import AUDIO_TOKEN, add_audio_token
 from almosaic.alm.projectors import ProjectorSettings, build_projector, projector_settings
-from almosaic.alm.quantization import quantization_of
+from almosaic.alm.quantization import check_writable, keep_layout, quantization_of
 from almosaic.alm.sources import describe_source, portable_source
 from almosaic.alm.templates import choose_template, end_token_id
+from almosaic.alm.vocabulary import grow_vocabulary, word_scale
 from almosaic.encoder.modeling import AudioMosaicModel
 from almosaic.errors import AlmosaicError
 
@@ -38,7 +39,7 @@ class AlmosaicForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
     _supports_sdpa = True
     _supports_attention_backend = True
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 (the library's own convention)
-    # Small, and the part that is trained: it stays precise beside a half-precision or quantised language model.
+    # Small, and the part that is trained: it stays precise beside a language model in fewer bits.
     _keep_in_fp32_modules_strict = _PRECISE
     _keep_in_fp32_modules = _PRECISE
 
@@ -79,7 +80,7 @@ class AlmosaicForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         """Join an encoder and a causal language model with a fresh projector.
 
         The tokenizer gains `<|audio|>`; the word tables grow, by one row that is the mean of the others, only
-        when they have no row left for it. The projector starts at the scale of the word embeddings.
+        when they have no row left for it. The projector starts at the scale of words.
         """
         audio_token_id = add_audio_token(tokenizer)
         source = describe_source(language_model)
@@ -95,8 +96,7 @@ class AlmosaicForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             language_model_source=source,
         )
         model = cls(config, audio_tower, language_model)
-        words = language_model.get_input_embeddings().weight
-        model.multi_modal_projector.set_output_scale(float(words.detach().float().std()))
+        model.multi_modal_projector.set_output_scale(word_scale(language_model))
         end = end_token_id(chat_template or choose_template(tokenizer), tokenizer)
         model.generation_config = _generation_config(language_model, tokenizer, audio_token_id, end)
         return model
@@ -293,12 +293,19 @@ class AlmosaicForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
                 f"{name} leaves out the frozen language model weights; load it with almosaic.load_model, "
                 "or write a full folder with almosaic export"
             )
+        keep_layout(model)
         return loaded
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write a folder; after `apply_tuning`, frozen language model weights are named, not written."""
+        """Write a folder; after `apply_tuning`, frozen language model weights are named, not written.
+
+        Raises:
+            AlmosaicError: the language model was quantised on its own, so that nothing would tell how to read it.
+        """
         source = self.config.language_model_source
         partial = bool(self._keys_to_ignore_on_save)
+        if not partial and getattr(self, "hf_quantizer", None) is None:
+            check_writable(self.language_model)
         self.config.language_model_source = portable_source(source, Path(save_directory)) if partial else None
         try:
             super().save_pretrained(save_directory, **kwargs)
@@ -315,17 +322,6 @@ def _keep_weights(part: nn.Module | None) -> None:
     """Tell the library that a part brings its weights, so that it does not initialise them afresh."""
     for module in part.modules() if part is not None else ():
         module._is_hf_initialized = True  # type: ignore[assignment]
-
-
-@torch.no_grad()
-def grow_vocabulary(language_model: Any, size: int) -> None:
-    """Give the word tables at least `size` rows; a new row is the mean of the old, and can be re-derived."""
-    rows = language_model.get_input_embeddings().weight.shape[0]
-    if size <= rows:
-        return
-    language_model.resize_token_embeddings(size, mean_resizing=False)
-    for table in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
-        table.weight[rows:] = table.weight[:rows].float().mean(dim=0).to(table.weight.dtype)
 
 
 def _generation_config(language_model: Any, tokenizer: Any, audio_token_id: int, end: int) -> Any:

@@ -103,7 +103,8 @@ class PooledProjector(Projector):
         if self.queries > time_patches:
             raise AlmosaicError(
                 f"the {self.name} projector pools time to {self.queries} tokens but a window has "
-                f"{time_patches} time patches; set projector.queries to at most {time_patches}, or use name: qformer"
+                f"{time_patches} time patches; set projector.queries to at most {time_patches}, or use name: "
+                "qformer"
             )
 
     def project(self, tokens: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor, LlamaForCausal
 
 from almosaic.alm import AlmosaicConfig, AlmosaicForConditionalGeneration, AlmosaicProcessor
 from almosaic.alm.layout import AudioLayout
-from almosaic.alm.modeling import grow_vocabulary
 from almosaic.alm.projectors import MLPProjectorSettings
+from almosaic.alm.vocabulary import grow_vocabulary
 from almosaic.errors import AlmosaicError
 
 
