@@ -19,6 +19,8 @@ class AlmosaicConfig(PreTrainedConfig):  # type: ignore[misc]
         pad_token_id: id that replaces `audio_token_id` before the embedding lookup.
         layer: 0-based encoder block whose tokens the projector reads; None = the encoder's output.
         lora: rank, alpha, dropout and targets of the adapters inside `language_model`; None = no adapters.
+        language_model_quantization: `nf4`, `fp4` or `int8` when the other parts were trained on a language
+            model quantised so, which loading repeats; None = in full precision.
         language_model_source: path and sha256 of the frozen weights that a partial folder leaves out.
     """
 
@@ -32,6 +34,7 @@ class AlmosaicConfig(PreTrainedConfig):  # type: ignore[misc]
     pad_token_id: int = 0
     layer: int | None = None
     lora: dict[str, Any] | None = None
+    language_model_quantization: str | None = None
     language_model_source: dict[str, str] | None = None
     initializer_range: float = 0.02
     # The language model's own configuration says whether its tables are tied.

@@ -300,7 +300,7 @@ class AlmosaicForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         """Write a folder; after `apply_tuning`, frozen language model weights are named, not written.
 
         Raises:
-            AlmosaicError: the language model was quantised on its own, so that nothing would tell how to read it.
+            AlmosaicError: quantised weights would be written that nothing tells how to read.
         """
         source = self.config.language_model_source
         partial = bool(self._keys_to_ignore_on_save)

@@ -7,13 +7,15 @@ import torch
 from pydantic import Field
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 
 from almosaic.alm.adapter_folder import is_adapter_folder, read_adapter
 from almosaic.alm.adapters import inject_lora, merge_lora
 from almosaic.alm.configuration import AlmosaicConfig
-from almosaic.alm.modeling import AlmosaicForConditionalGeneration, grow_vocabulary
-from almosaic.alm.sources import locate_source
+from almosaic.alm.modeling import AlmosaicForConditionalGeneration
+from almosaic.alm.quantization import Scheme, load_language_model, quantization_of
+from almosaic.alm.sources import locate_source, weights_folder, weights_sha256
+from almosaic.alm.vocabulary import grow_vocabulary
 from almosaic.encoder.modeling import AudioMosaicModel
 from almosaic.errors import AlmosaicError
 from almosaic.settings import Settings
@@ -53,14 +55,21 @@ def apply_tuning(model: AlmosaicForConditionalGeneration, settings: TuneSettings
 
     Adapters of an earlier stage go on training when their settings are the same, stay in place when the
     language model is frozen, and are merged otherwise. A language model that is trained in full, or has
-    adapters merged, no longer equals the weights it came from, and is saved whole from then on.
+    adapters merged, no longer equals the weights it came from, and is saved whole from then on. A quantised
+    one can be neither.
 
     Returns:
         trainable parameters of each part.
+
+    Raises:
+        AlmosaicError: nothing is trained, or a quantised language model would have to change its weights.
     """
     language_model, config = model.language_model, model.config
     wanted = settings.lora if settings.language_model == "lora" else None
-    if config.lora is not None and settings.language_model != "frozen" and config.lora != wanted:
+    merges = config.lora is not None and settings.language_model != "frozen" and config.lora != wanted
+    if quantized := quantization_of(language_model):
+        _check_quantized_tuning(quantized, settings, config.lora if merges else None)
+    if merges:
         merge_adapters(model)
     if wanted is not None and config.lora is None:
         inject_lora(language_model, wanted)
@@ -81,14 +90,65 @@ def apply_tuning(model: AlmosaicForConditionalGeneration, settings: TuneSettings
     return counts
 
 
+def _check_quantized_tuning(quantized: str, settings: TuneSettings, merged: dict[str, Any] | None) -> None:
+    if settings.language_model == "full":
+        raise AlmosaicError(
+            f"tune.language_model: full cannot train weights quantised to {quantized}; use lora, or leave "
+            "quantize out"
+        )
+    if merged is not None:
+        raise AlmosaicError(
+            f"this stage would merge adapters ({_described(merged)}) into weights quantised to {quantized}, "
+            f"which rounds them; keep those settings (found {_described(settings.lora)}), or export the "
+            "merged model and start from it"
+        )
+
+
+def _described(lora: dict[str, Any]) -> str:
+    targets = lora["targets"] if isinstance(lora["targets"], str) else ", ".join(lora["targets"])
+    return f"rank {lora['rank']}, alpha {lora['alpha']}, dropout {lora['dropout']:g}, {targets}"
+
+
 def merge_adapters(model: AlmosaicForConditionalGeneration) -> None:
-    """Add the adapters to the language model's weights, which are saved whole from then on."""
-    if model.config.lora is None:
+    """Add the adapters to the language model's weights, which are saved whole from then on.
+
+    A quantised language model is replaced by the weights it was quantised from before anything is added, so
+    that nothing is rounded: the result is the full-precision model with these adapters, and differs from the
+    quantised one by what quantising it cost.
+
+    Raises:
+        AlmosaicError: the weights that a language model was quantised from are not there.
+    """
+    config = model.config
+    if config.lora is None:
         return
+    if quantization_of(model.language_model) is not None:
+        _restore_precision(model)
     merge_lora(model.language_model)
-    model.config.lora = None
-    model.config.language_model_source = None
+    config.lora = config.language_model_quantization = config.language_model_source = None
     model._keys_to_ignore_on_save = set()
+
+
+def _restore_precision(model: AlmosaicForConditionalGeneration) -> None:
+    """Put the language model that was quantised back in full precision, with the same adapters."""
+    quantized, config = model.language_model, model.config
+    if config.language_model_source is None:
+        raise AlmosaicError(
+            "the adapters sit on quantised weights whose originals are not recorded, so they cannot be "
+            "merged; load the folder they came from in full precision"
+        )
+    path, hashed = config.language_model_source["path"], config.language_model_source["sha256"]
+    if (found := weights_sha256(weights_folder(path))) != hashed:
+        raise AlmosaicError(
+            f"the language model {path} was quantised from weights with sha256 {hashed[:12]}, but now has "
+            f"{found[:12]}; restore the original weights"
+        )
+    base = _load_base(config, path, None, None)
+    if config.lora is not None:
+        inject_lora(base, config.lora)
+    adapters = {name: tensor for name, tensor in quantized.state_dict().items() if "lora_" in name}
+    base.load_state_dict(adapters, strict=False)
+    model.language_model = base.to(model.device).train(quantized.training)
 
 
 def frozen_language_model_keys(model: AlmosaicForConditionalGeneration) -> set[str]:
@@ -115,13 +175,20 @@ def _trainable(part: nn.Module) -> int:
 
 
 def load_partial(
-    folder: str | Path, language_model: str | Path | None = None
+    folder: str | Path,
+    language_model: str | Path | None = None,
+    *,
+    quantize: Scheme | Literal["none"] | None = None,
+    device: str | torch.device | None = None,
 ) -> AlmosaicForConditionalGeneration:
     """Load a run folder without frozen weights: the language model comes from where the folder says.
 
     Args:
         folder: written by `save_pretrained` after `apply_tuning`.
         language_model: its folder or hub name, where it has moved; the hash must be the recorded one.
+        quantize: how to quantise the language model; None = as when the folder was trained, `none` = in full
+            precision.
+        device: where to put a quantised language model; None = the GPU when there is one.
 
     Raises:
         AlmosaicError: the language model is not there or another one, or tensors are missing or unexpected.
@@ -134,9 +201,8 @@ def load_partial(
         )
     moved = {} if language_model is None else {"path": str(language_model)}
     config.language_model_source = source = locate_source({**config.language_model_source, **moved}, folder)
-    dtype = config.text_config.dtype or torch.float32
-    base = AutoModelForCausalLM.from_pretrained(source["path"], dtype=dtype)
-    grow_vocabulary(base, config.text_config.vocab_size)
+    scheme = quantize or config.language_model_quantization
+    base = _load_base(config, source["path"], None if scheme == "none" else scheme, device)
     model = AlmosaicForConditionalGeneration(config, AudioMosaicModel(config.audio_config), base)
     result = model.load_state_dict(_read_weights(folder), strict=False)
     missing = sorted(set(result.missing_keys) - _source_keys(model))
@@ -149,6 +215,16 @@ def load_partial(
     model._keys_to_ignore_on_save = _source_keys(model)
     model.eval()
     return model
+
+
+def _load_base(
+    config: AlmosaicConfig, path: str, scheme: str | None, device: str | torch.device | None
+) -> Any:
+    """The frozen language model as the stage had it: its type, its rows, quantised to `scheme`."""
+    dtype = config.text_config.dtype or torch.float32
+    base = load_language_model(path, scheme, dtype, device)
+    grow_vocabulary(base, config.text_config.vocab_size)
+    return base
 
 
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,17 +1,19 @@
 """The model that an audio-language stage starts from: joined from parts, or that of an earlier stage."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from almosaic.alm import AlmosaicForConditionalGeneration, AlmosaicProcessor
 from almosaic.alm.projectors import MLPProjectorSettings, ProjectorSettings
+from almosaic.alm.quantization import Scheme, load_language_model, quantization_of, target_device
 from almosaic.encoder import AudioMosaicModel
 from almosaic.errors import AlmosaicError
-from almosaic.loading import load_model
+from almosaic.loading import load_model, model_folder
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,16 @@ class Parts:
     start: Path | None = None
 
 
-def open_language_model(name: str | Path, dtype: Any = "auto") -> tuple[Any, Any]:
-    """A causal language model and its tokenizer, from a folder or the hub.
+def open_language_model(
+    name: str | Path, dtype: Any = "auto", quantize: Scheme | None = None
+) -> tuple[Any, Any]:
+    """A causal language model and its tokenizer, from a folder or the hub, quantised if asked.
 
     Raises:
-        AlmosaicError: neither is there.
+        AlmosaicError: neither is there, or it cannot be quantised here.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype), AutoTokenizer.from_pretrained(name)
+        return load_language_model(name, quantize, dtype), AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise AlmosaicError(
             f"language model {str(name)!r} cannot be had ({' '.join(str(error).split())[:200]}); "
@@ -45,9 +49,16 @@ def open_language_model(name: str | Path, dtype: Any = "auto") -> tuple[Any, Any
 
 
 def join_parts(
-    parts: Parts, projector: ProjectorSettings | None, layer: int | None, *, trains_words: bool
+    parts: Parts,
+    projector: ProjectorSettings | None,
+    layer: int | None,
+    *,
+    trains_words: bool,
+    quantize: Scheme | None = None,
 ) -> tuple[AlmosaicForConditionalGeneration, AlmosaicProcessor]:
     """A model with a fresh projector and its processor; in single precision where `trains_words`.
+
+    `quantize` loads the language model in fewer bits.
 
     Raises:
         AlmosaicError: a part is missing or is something else.
@@ -62,7 +73,7 @@ def join_parts(
         raise AlmosaicError(f"audio_tower {parts.audio_tower} is not an encoder; name a pretraining stage")
     # Weights that are trained in full need single precision; frozen ones stay as they were published.
     dtype = torch.float32 if trains_words else "auto"
-    language_model, tokenizer = open_language_model(parts.language_model, dtype)
+    language_model, tokenizer = open_language_model(parts.language_model, dtype, quantize)
     projector = projector or MLPProjectorSettings(queries=32, hidden_size=None)
     model = AlmosaicForConditionalGeneration.from_parts(
         tower, language_model, projector, tokenizer, layer=layer
@@ -71,17 +82,17 @@ def join_parts(
 
 
 def open_start(
-    parts: Parts, projector: ProjectorSettings | None, layer: int | None
+    parts: Parts, projector: ProjectorSettings | None, layer: int | None, quantize: Scheme | None = None
 ) -> tuple[AlmosaicForConditionalGeneration, AlmosaicProcessor]:
-    """The model and processor of an earlier stage, whose projector and layer stay.
+    """The model and processor of an earlier stage, whose projector, layer and quantisation stay.
 
     Raises:
-        AlmosaicError: the folder holds something else, or the stage asks for another projector or layer.
+        AlmosaicError: the folder holds something else, or the stage asks for another of the three.
     """
     if parts.audio_tower is not None or parts.language_model is not None:
         raise AlmosaicError("give an earlier stage to start from, or an audio_tower and a language_model")
     assert parts.start is not None
-    model, processor = load_model(parts.start, kind="alm", device="cpu")
+    model, processor = load_model(parts.start, kind="alm", device=_loading_device(parts.start))
     if not isinstance(model, AlmosaicForConditionalGeneration):
         raise AlmosaicError(f"{parts.start} is not an audio-language model; name an earlier alm stage")
     if projector is not None and projector.model_dump() != model.config.projector:
@@ -90,4 +101,21 @@ def open_start(
         )
     if layer is not None and layer != model.config.layer:
         raise AlmosaicError(f"layer: the stage starts from a model with {model.config.layer}; leave it out")
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise AlmosaicError(
+            f"{parts.start} holds quantised weights, which a stage cannot go on from; start from the folder "
+            "that they were quantised from"
+        )
+    found = quantization_of(model.language_model)
+    if quantize is not None and quantize != found:
+        raise AlmosaicError(
+            f"quantize: the stage starts from a model trained with {found or 'full precision'}; leave "
+            f"`quantize` out, or set {quantize} in the stage that joins the parts"
+        )
     return model, processor
+
+
+def _loading_device(start: Path) -> torch.device:
+    """Where to load an earlier stage: weights are quantised where training goes on, others move later."""
+    config = json.loads((model_folder(start, "alm") / "config.json").read_text(encoding="utf-8"))
+    return target_device() if config.get("language_model_quantization") else torch.device("cpu")
