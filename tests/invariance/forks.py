@@ -48,7 +48,7 @@ def _forked(function, log, arguments, environment):
 def finish(*processes, log):
     """Wait for processes that must succeed."""
     for process in processes:
-        process.join(120)
+        process.join(300)
     assert [process.exitcode for process in processes] == [0] * len(processes), Path(log).read_text()[-3000:]
 
 
@@ -90,12 +90,17 @@ def train_until(folder, changes, place, step):
 
 def train_together(folder, changes, log, processes=2):
     """As `train` in several gloo processes, each with its share of the batch; returns when all are done."""
+    together(_train_as_rank, log, folder, changes, processes=processes)
+
+
+def together(function, log, *arguments, processes=2):
+    """Call a function in several processes that find each other, as `torchrun` would start them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
     ranks = [
-        start(_train_as_rank, log, folder, changes, **shared, RANK=str(rank), LOCAL_RANK=str(rank))
+        start(function, log, *arguments, **shared, RANK=str(rank), LOCAL_RANK=str(rank))
         for rank in range(processes)
     ]
     finish(*ranks, log=log)

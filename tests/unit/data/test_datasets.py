@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from almosaic.alm import AlmosaicProcessor
+from almosaic.alm import AlmosaicConfig, AlmosaicProcessor
+from almosaic.alm.processing import audio_token_cost
 from almosaic.data.chat_files import ChatFileDataset
 from almosaic.data.clips import BadClips, FileClips, JoinedClips, ManifestClips, SceneClips
 from almosaic.data.datasets import CaptionDataset, ChatDataset, PretrainDataset
@@ -88,6 +89,46 @@ def test_a_fingerprint_changes_with_the_files(ramp, tmp_path):
     first = FileClips([copy]).fingerprint()
     copy.write_bytes(ramp.read_bytes() + b"\0")
     assert FileClips([copy]).fingerprint() != first
+
+
+def test_lengths_come_from_headers_and_plans(ramp, monkeypatch, scenes):
+    monkeypatch.setattr("almosaic.data.clips.load_audio", lambda *_, **__: pytest.fail("decoded"))
+    row = ManifestRow(id="a", audio="ramp.wav", path=ramp)
+    known = ManifestRow(id="b", audio="gone.wav", path=ramp.parent / "gone.wav", duration_seconds=7.5)
+    stored = JoinedClips([FileClips([ramp, ramp], 1.5), ManifestClips([row, known])])
+    assert [stored.seconds(index) for index in range(4)] == [1.5, 1.5, 4.0, 7.5]
+    bank, settings, pool = scenes
+    fresh = training_pool.__wrapped__(bank, settings, 24, 5)
+    assert SceneClips(fresh, bank).seconds(3) == SceneClips([pool[3]], bank).seconds(0) == 5.0
+    assert not fresh._scenes, "no scene is composed to learn how long it is"
+    with pytest.raises(AudioError, match="no such file"):
+        FileClips(["gone.wav"]).seconds(0)
+
+
+def test_a_stage_may_allow_longer_clips(ramp):
+    joined = JoinedClips([Numbered(1), FileClips([ramp])])
+    joined.allow_seconds(3.0)
+    with pytest.raises(AudioError, match="longer than the limit of 3 s"):
+        joined.waveform(1, 0)
+    joined.allow_seconds(4.0)
+    assert len(joined.waveform(1, 0)) == 4 * RATE
+
+
+def test_lengths_of_rows_count_clips_cues_and_words(ramp, processor, scenes):
+    bank, settings, _ = scenes
+    pool = training_pool.__wrapped__(bank, settings, 24, 5)
+    asked = SceneChatDataset(pool, bank, SceneChatSettings(captions=0.0), 7, settings.templates)
+    files = ChatFileDataset(chat_file(str(ramp), "gone.wav"))
+    data = ChatDataset([files, asked], processor, attempts=2)
+    lengths = data.lengths()
+    assert len(pool._scenes) <= 1, "one conversation stands for the words of all"
+    config = AlmosaicConfig(audio_config={"window_frames": WINDOW_FRAMES}, projector={"queries": QUERIES})
+    words = len(processor.encode(files[0]["messages"], [10]).input_ids) - QUERIES
+    cost = audio_token_cost(398, config, processor.tokenizer)
+    assert lengths[0] == words + cost == len(data[0]["encoded"].input_ids)
+    assert lengths[1] == 0 and len(set(lengths[2:])) == 1
+    true = np.array([len(data[index]["encoded"].input_ids) for index in range(2, 26)])
+    assert np.abs(true - lengths[2]).max() < 0.2 * lengths[2]
 
 
 def test_joined_sources_are_numbered_through():
