@@ -141,4 +141,10 @@ def _add_export(verbs: Any, run: Verbs) -> None:
     )
     published.add_argument("--heads", type=int, metavar="N", help="attention heads (default: of 64 channels)")
     published.add_argument("--probe-layer", type=int, metavar="N", help="0-based block that a probe reads")
+    published.add_argument(
+        "--language-model",
+        metavar="FOLDER",
+        type=Path,
+        help="with --preset ltu: the Llama that audio-language weights belong to",
+    )
     export.set_defaults(run=run["export"], form="full")

@@ -197,7 +197,7 @@ def _export(arguments: argparse.Namespace) -> int:
         )
     options = {
         name: value
-        for name in ("preset", "labels", "std_factor", "heads", "probe_layer")
+        for name in ("preset", "labels", "std_factor", "heads", "probe_layer", "language_model")
         if (value := getattr(arguments, name)) is not None
     }
     if options and not arguments.from_released:

