@@ -69,6 +69,8 @@ def load_language_model(
     quantize: str | None = None,
     dtype: torch.dtype | str = "auto",
     device: str | torch.device | None = None,
+    *,
+    local_files_only: bool = False,
 ) -> Any:
     """A causal language model from a folder or the hub, its linear layers quantised while they are read.
 
@@ -77,22 +79,25 @@ def load_language_model(
         quantize: `nf4`, `fp4`, `int8`; None = as it is, on the CPU.
         dtype: of the weights that are not quantised; "auto" = as published.
         device: where a quantised model is put; None = `target_device()`.
+        local_files_only: do not ask the hub.
 
     Raises:
         AlmosaicError: it cannot be quantised here, or is stored quantised.
         OSError, ValueError: there is no such model.
     """
-    config = AutoConfig.from_pretrained(name)
+    config = AutoConfig.from_pretrained(name, local_files_only=local_files_only)
     if getattr(config, "quantization_config", None) is not None:
         raise AlmosaicError(
             f"the language model {name} is stored quantised; name its full-precision weights, and set "
             "quantize to load them in fewer bits"
         )
     if quantize is None:
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, local_files_only=local_files_only)
     options = _options(quantize, dtype if isinstance(dtype, torch.dtype) else config.dtype, device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, local_files_only=local_files_only, **options
+        )
     except (RuntimeError, ImportError) as error:
         raise AlmosaicError(
             f"{name} cannot be quantised to {quantize} here ({' '.join(str(error).split())[:160]}); leave "

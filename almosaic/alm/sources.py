@@ -12,6 +12,7 @@ from safetensors import safe_open
 from almosaic.errors import AlmosaicError
 
 Source = dict[str, str]
+_HUB_SECONDS = 5.0
 
 
 def describe_source(language_model: Any) -> Source | None:
@@ -69,6 +70,33 @@ def _kind(folder: Path, part: str | None = None) -> str:
     config = config if part is None else config[part]
     width = config.get("hidden_size", config.get("n_embd"))
     return f"{config['model_type']} of width {width}"
+
+
+def reach(name: str) -> bool:
+    """Whether a model has to come from the local cache, since the hub does not answer; False for a folder.
+
+    One short question, where loading would ask again and again for a minute.
+
+    Raises:
+        AlmosaicError: no such folder; or no such hub name, here or there.
+    """
+    if Path(name).is_dir():
+        return False
+    if Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise AlmosaicError(f"language model {name!r} cannot be had: no such folder; give a folder or a hub name")
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    try:
+        HfApi().model_info(name, timeout=_HUB_SECONDS)
+    except Exception as error:  # the hub, the network and the name each fail in their own way
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return True
+        raise AlmosaicError(
+            f"language model {name!r} cannot be had: it is neither a folder nor in the local hub cache, and "
+            f"the hub does not give it ({' '.join(str(error).split())[:120]}); give a folder, download it "
+            "first, or train {name: tiny}"
+        ) from error
+    return False
 
 
 def weights_folder(name: str) -> Path:

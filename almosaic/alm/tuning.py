@@ -28,11 +28,14 @@ PARTS = {
 
 
 class TuneSettings(Settings):
-    """What is trained: each part frozen or in full, the language model also through adapters."""
+    """What is trained: each part frozen or in full, the language model also through adapters.
+
+    `audio_tower: norms` trains the encoder's first and last norm alone, as the first stage of LTU does.
+    """
 
     projector: Literal["frozen", "full"] = "full"
     language_model: Literal["frozen", "lora", "full"] = "frozen"
-    audio_tower: Literal["frozen", "full"] = "frozen"
+    audio_tower: Literal["frozen", "norms", "full"] = "frozen"
     lora_rank: int = Field(16, ge=1)
     lora_alpha: int = Field(32, ge=1)
     lora_dropout: float = Field(0.05, ge=0.0, lt=1.0)
@@ -77,6 +80,8 @@ def apply_tuning(model: AlmosaicForConditionalGeneration, settings: TuneSettings
     if settings.language_model == "full":
         config.language_model_source = None
     model.audio_tower.requires_grad_(settings.audio_tower == "full")
+    for norm in (model.audio_tower.norm_pre, model.audio_tower.norm):
+        norm.requires_grad_(settings.audio_tower != "frozen")
     model.multi_modal_projector.requires_grad_(settings.projector == "full")
     for name, parameter in language_model.named_parameters():
         adapter = "lora_" in name
@@ -222,7 +227,7 @@ def _load_base(
 ) -> Any:
     """The frozen language model as the stage had it: its type, its rows, quantised to `scheme`."""
     dtype = config.text_config.dtype or torch.float32
-    base = load_language_model(path, scheme, dtype, device)
+    base = load_language_model(path, scheme, dtype, device, local_files_only=True)
     grow_vocabulary(base, config.text_config.vocab_size)
     return base
 

@@ -9,8 +9,10 @@ import torch
 from transformers import AutoTokenizer
 
 from almosaic.alm import AlmosaicForConditionalGeneration, AlmosaicProcessor
+from almosaic.alm.alpaca import ALPACA_SHORT, prepare_tokenizer
 from almosaic.alm.projectors import MLPProjectorSettings, ProjectorSettings
 from almosaic.alm.quantization import Scheme, load_language_model, quantization_of, target_device
+from almosaic.alm.sources import reach
 from almosaic.encoder import AudioMosaicModel
 from almosaic.errors import AlmosaicError
 from almosaic.loading import load_model, model_folder
@@ -39,8 +41,12 @@ def open_language_model(
     Raises:
         AlmosaicError: neither is there, or it cannot be quantised here.
     """
+    cached = reach(str(name))
     try:
-        return load_language_model(name, quantize, dtype), AutoTokenizer.from_pretrained(name)
+        model = load_language_model(name, quantize, dtype, local_files_only=cached)
+        return model, AutoTokenizer.from_pretrained(name, local_files_only=cached)
+    except AlmosaicError:
+        raise
     except (OSError, ValueError) as error:
         raise AlmosaicError(
             f"language model {str(name)!r} cannot be had ({' '.join(str(error).split())[:200]}); "
@@ -55,10 +61,11 @@ def join_parts(
     *,
     trains_words: bool,
     quantize: Scheme | None = None,
+    alpaca: bool = False,
 ) -> tuple[AlmosaicForConditionalGeneration, AlmosaicProcessor]:
     """A model with a fresh projector and its processor; in single precision where `trains_words`.
 
-    `quantize` loads the language model in fewer bits.
+    `quantize` loads the language model in fewer bits; with `alpaca`, prompt and padding are those of LTU.
 
     Raises:
         AlmosaicError: a part is missing or is something else.
@@ -75,10 +82,13 @@ def join_parts(
     dtype = torch.float32 if trains_words else "auto"
     language_model, tokenizer = open_language_model(parts.language_model, dtype, quantize)
     projector = projector or MLPProjectorSettings(queries=32, hidden_size=None)
+    if alpaca:
+        prepare_tokenizer(tokenizer)
+    template = ALPACA_SHORT if alpaca else None
     model = AlmosaicForConditionalGeneration.from_parts(
-        tower, language_model, projector, tokenizer, layer=layer
+        tower, language_model, projector, tokenizer, layer=layer, chat_template=template
     )
-    return model, AlmosaicProcessor(extractor, tokenizer, queries=projector.queries)
+    return model, AlmosaicProcessor(extractor, tokenizer, chat_template=template, queries=projector.queries)
 
 
 def open_start(
