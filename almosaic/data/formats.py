@@ -1,18 +1,38 @@
-"""Chat data as found in the wild, read into one form: messages of typed parts and their clips, in order."""
+"""Chat data as found in the wild, read into one form: messages of typed parts and their clips, in order.
 
-import json
-from collections.abc import Iterator, Mapping
+| format | a record has |
+|---|---|
+| messages | `messages` or `conversations` of role and content: `<audio>` tags and `audios`, or typed parts |
+| sharegpt | `conversations` of from and value, `<audio>` tags and `audios` |
+| vila | the same with `<sound>` or `<sound-1>` tags and `sound` (VILA, Audio Flamingo 3) |
+| pairs | `conversation` of human and assistant, `<audio>` tags and `audios` (ms-swift) |
+| query | `query`, `response`, `history`, `system`, `<audio>` tags and `audios` (ms-swift) |
+| alpaca | `instruction`, `input`, `output`, `history`, `system`, `<audio>` tags and `audios` |
+| openaqa | `instruction`, `input`, `audio_id`, `output` (LTU, GAMA) |
+| salmonn | `path`, `text`, `task`, `Q`, `expand_wav`, listed or under `annotation` |
+| slam | `key`, `source`, `target`, `prompt` (SLAM-LLM) |
+| audio_flamingo_2 | `name`, `prompt`, `output`, under `data` of a manifest with `split_path` |
+| mdl | `audio`, `system_prompt`, `user_prompt`, `prediction`, a table (mdl-toolkit) |
+| captions | `audio`, `caption`, `prompt`, a table of your own |
+"""
+
+import os
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypedDict
 
+from almosaic.data.chat_forms import FORMS, Format, recognise
+from almosaic.data.chat_turns import Clip, Turn
+from almosaic.data.row_files import RowFile
 from almosaic.errors import AlmosaicError
 
-TAG = "<audio>"
-ROLES = ("system", "user", "assistant")
-# Where the typed parts of different libraries keep the clip.
-AUDIO_KEYS = ("audio", "path", "url", "audio_url")
-
 Message = dict[str, Any]
+# What stands for a clip here and elsewhere; left over in a text, it would be learned as a word.
+_PLACEHOLDER = re.compile(r"<\|audio\|>|<\|AUDIO\|>|<audio>|<sound(?:-\d+)?>|<SpeechHere>")
+_REMOTE = ("data:", "http://", "https://")
 
 
 class ChatRow(TypedDict):
@@ -28,143 +48,105 @@ def question(text: str, clips: int = 1) -> Message:
     return {"role": "user", "content": [{"type": "audio"}] * clips + [{"type": "text", "text": text}]}
 
 
-def read_chat(path: str | Path, audio_root: str | Path | None = None, answers: bool = True) -> list[ChatRow]:
-    """Read conversations from a `.jsonl` file (one object a line) or a `.json` file (a list of them).
-
-    A row has `messages` (or `conversations`) of `role` and `content`. Content is a string in which each
-    `<audio>` stands for the next of the row's `audios`, or a list of typed parts, `{"type": "audio", "audio":
-    PATH}` and `{"type": "text", "text": ...}`. Rows without audio are welcome.
+class ChatRows:
+    """The conversations of one or several files, each read and checked when it is asked for.
 
     Args:
-        path: the file.
-        audio_root: folder that relative audio paths start from; None = the folder of the file.
+        paths: the files; `.jsonl` and `.json` lists may be larger than memory, see `row_files`.
+        audio_root: folder that relative audio paths start from; None = the folder of each file, "" = none.
+        form: what the records look like, `auto` = recognised from the keys of each.
+        prompt: asked of clips whose records bring no question.
         answers: require an assistant's turn in every row, as training does.
 
     Raises:
-        AlmosaicError: one line with file and line that says what is wrong with the row.
+        AlmosaicError: a file that cannot be used; when it is asked for, a row. One line with the place.
     """
-    path = Path(path)
-    root = path.parent if audio_root is None else Path(audio_root)
-    rows: list[ChatRow] = []
-    for place, row in _objects(path):
-        messages, audios = _conversation(row, place)
-        if answers and not any(message["role"] == "assistant" for message in messages):
-            raise AlmosaicError(f"{place}: expected an assistant's turn to learn from, found none")
-        name = row.get("id", str(len(rows)))
-        resolved = [audio if audio.startswith("data:") else str(root / audio) for audio in audios]
-        rows.append({"id": str(name), "messages": messages, "audios": resolved})
-    if not rows:
-        raise AlmosaicError(f"{path}: expected at least one conversation, found none")
-    return rows
+
+    def __init__(
+        self,
+        paths: str | Path | Sequence[str | Path],
+        audio_root: str | Path | None = None,
+        form: Format = "auto",
+        prompt: str | None = None,
+        answers: bool = True,
+    ) -> None:
+        listed = [paths] if isinstance(paths, str | Path) else paths
+        self.files = [RowFile(path) for path in listed]
+        self.roots = [str(file.path.parent if audio_root is None else audio_root) for file in self.files]
+        self.ends = list(accumulate(map(len, self.files)))
+        self.form, self.prompt, self.answers = form, prompt, answers
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __iter__(self) -> Iterator[ChatRow]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> ChatRow:
+        number, own = self._find(index)
+        record, place = self.files[number][own], self.files[number].place(own)
+        form = FORMS[recognise(record, self.form, place)]
+        turns = form.read(record, place, self.prompt)
+        if self.answers and not any(turn.role == "assistant" for turn in turns):
+            wanted = f"the key {form.answer}" if form.answer else "an assistant's turn"
+            raise AlmosaicError(
+                f"{place}: expected {wanted} to learn from, found none; the keys are {', '.join(record)}"
+            )
+        name = record.get("id", record.get("key", str(index)))
+        return _row(str(name), turns, self.roots[number], place)
+
+    def place(self, index: int) -> str:
+        """`file:line` of a row."""
+        number, own = self._find(index)
+        return self.files[number].place(own)
+
+    def _find(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = bisect_right(self.ends, index)
+        return number, index - (self.ends[number] - len(self.files[number]))
 
 
-def _objects(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each row with its place, `file:line` or `file: row n`."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise AlmosaicError(f"{path}: cannot be read ({error})") from error
-    if path.suffix == ".json":
-        found = _parse(text, str(path))
-        if not isinstance(found, list):
-            raise AlmosaicError(f"{path}: expected a list of conversations, found {type(found).__name__}")
-        numbered = [(f"{path}: row {number}", row) for number, row in enumerate(found, start=1)]
-    else:
-        lines = [(f"{path}:{number}", line) for number, line in enumerate(text.splitlines(), start=1)]
-        numbered = [(place, _parse(line, place)) for place, line in lines if line.strip()]
-    for place, row in numbered:
-        if not isinstance(row, dict):
-            raise AlmosaicError(f"{place}: expected an object with messages, found {type(row).__name__}")
-        yield place, row
+def read_chat(
+    path: str | Path,
+    audio_root: str | Path | None = None,
+    answers: bool = True,
+    form: Format = "auto",
+    prompt: str | None = None,
+) -> list[ChatRow]:
+    """All conversations of a file that fits into memory; arguments and errors as in `ChatRows`."""
+    return list(ChatRows(path, audio_root, form, prompt, answers))
 
 
-def _parse(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise AlmosaicError(f"{place}: not valid JSON ({error.msg} at column {error.colno})") from error
-
-
-def _conversation(row: Mapping[str, Any], place: str) -> tuple[list[Message], list[str]]:
-    """The row's messages in typed parts, and its audio paths in the order in which they are spoken of."""
-    given = row.get("messages", row.get("conversations"))
-    if not isinstance(given, list) or not given:
-        raise AlmosaicError(f"{place}: expected a non-empty list `messages`, found {_kind(given)}")
-    named = _audio_list(row, place)
+def _row(name: str, turns: Sequence[Turn], root: str, place: str) -> ChatRow:
     messages: list[Message] = []
-    audios: list[str | None] = []
-    for number, message in enumerate(given, start=1):
-        where = f"{place}, message {number}"
-        role = message.get("role") if isinstance(message, dict) else None
-        if role not in ROLES:
-            raise AlmosaicError(f"{where}: expected a role of {', '.join(ROLES)}, found {role!r}")
-        parts, found = _parts(message.get("content"), where)
-        if found and role == "assistant":
-            raise AlmosaicError(f"{where}: only users and the system can send audio, found it in an answer")
-        plain = all(part["type"] == "text" for part in parts)
-        content: Any = "".join(part["text"] for part in parts) if plain else parts
-        messages.append({"role": role, "content": content})
-        audios += found
-    return messages, _matched(audios, named, place)
-
-
-def _audio_list(row: Mapping[str, Any], place: str) -> list[str]:
-    named = row.get("audios", row.get("audio", []))
-    named = [named] if isinstance(named, str) else named
-    if not isinstance(named, list) or not all(isinstance(audio, str) and audio for audio in named):
-        raise AlmosaicError(f"{place}: expected `audios` to be a list of paths, found {_kind(named)}")
-    return named
-
-
-def _matched(audios: list[str | None], named: list[str], place: str) -> list[str]:
-    """Give the clips without a path of their own the row's `audios`, in order; the numbers must be equal."""
-    waiting = sum(audio is None for audio in audios)
-    if waiting != len(named):
-        raise AlmosaicError(
-            f"{place}: {waiting} {TAG} tags or audio parts without a path, but {len(named)} `audios`; "
-            "give one clip for each"
-        )
-    remaining = iter(named)
-    return [next(remaining) if audio is None else audio for audio in audios]
-
-
-def _parts(content: Any, where: str) -> tuple[list[Message], list[str | None]]:
-    """Typed parts without paths, and the path of each audio part (None = the row's `audios` has it)."""
-    if isinstance(content, str):
-        pieces = content.split(TAG)
+    audios: list[str] = []
+    for number, turn in enumerate(turns, start=1):
         parts: list[Message] = []
-        for index, piece in enumerate(pieces):
-            parts += [{"type": "audio"}] if index else []
-            # The line break that conventionally follows a tag is part of the tag.
-            piece = piece.removeprefix("\n") if index else piece
-            parts += [{"type": "text", "text": piece}] if piece or len(pieces) == 1 else []
-        return parts, [None] * (len(pieces) - 1)
-    if not isinstance(content, list) or not content:
-        raise AlmosaicError(
-            f"{where}: expected content as a string or a list of parts, found {_kind(content)}"
-        )
-    found: list[str | None] = []
-    parts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            parts.append({"type": "text", "text": part["text"]})
-        elif kind in ("audio", "audio_url"):
-            found.append(_path(part, where))
-            parts.append({"type": "audio"})
-        else:
-            raise AlmosaicError(f"{where}: expected parts of type text or audio, found {kind!r}")
-    return parts, found
+        for piece in turn.pieces:
+            if isinstance(piece, Clip):
+                audios.append(_resolved(piece.name, root))
+                parts.append({"type": "audio"})
+            elif found := _PLACEHOLDER.search(piece):
+                raise AlmosaicError(
+                    f"{place}, message {number}: the text holds {found[0]}, which stands for no clip here; "
+                    "remove it, or name the format whose tag it is"
+                )
+            else:
+                parts.append({"type": "text", "text": piece})
+        spoken = [part["text"] for part in parts if "text" in part]
+        if turn.role == "assistant" and len(spoken) < len(parts):
+            raise AlmosaicError(
+                f"{place}, message {number}: only users and the system can send audio, found it in an answer"
+            )
+        plain = len(spoken) == len(parts)
+        messages.append({"role": turn.role, "content": "".join(spoken) if plain else parts})
+    return {"id": name, "messages": messages, "audios": audios}
 
 
-def _path(part: Mapping[str, Any], where: str) -> str | None:
-    value = next((part[key] for key in AUDIO_KEYS if key in part), None)
-    if isinstance(value, dict):
-        value = value.get("path") or value.get("url")
-    if value is not None and (not isinstance(value, str) or not value):
-        raise AlmosaicError(f"{where}: expected the audio part's path as a string, found {_kind(value)}")
-    return value
-
-
-def _kind(value: Any) -> str:
-    return "nothing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
+def _resolved(name: str, root: str) -> str:
+    """The path of a clip below the root; absolute paths, data URIs and addresses stay as they are."""
+    if name.startswith(_REMOTE):
+        return name
+    name = name.removeprefix("file://")
+    return name if os.path.isabs(name) else os.path.join(root, name.removeprefix("./"))

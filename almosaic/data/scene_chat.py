@@ -28,8 +28,8 @@ def training_pool(bank: Bank, scenes: SceneSettings, count: int, seed: int) -> S
     return scene_pool(bank, scenes, "train", count, seed)
 
 
-class SceneChatSettings(Settings):
-    """Conversations about a pool of composed scenes.
+class SceneQuestionSettings(Settings):
+    """What is asked of a pool of composed scenes, heard or read.
 
     Args:
         scenes: scenes in the pool; one pass over them is an epoch.
@@ -40,7 +40,6 @@ class SceneChatSettings(Settings):
         turns: questions asked of a scene in one conversation, which reads the clip or its text once for all.
     """
 
-    name: Literal["scenes"] = "scenes"
     scenes: int = Field(default=6000, ge=1)
     templates: tuple[Template, ...] | dict[Template, float] | None = None
     captions: float = Field(default=0.15, ge=0, le=1)
@@ -49,13 +48,20 @@ class SceneChatSettings(Settings):
     turns: int = Field(default=1, ge=1)
 
 
-class SceneTextSettings(SceneChatSettings):
+class SceneChatSettings(SceneQuestionSettings):
+    """Conversations about composed scenes; `weight` is how many passes over the pool an epoch makes."""
+
+    name: Literal["scenes"] = "scenes"
+    weight: float = Field(default=1.0, gt=0)
+
+
+class SceneTextSettings(SceneQuestionSettings):
     """The text side of the same conversations: a text takes the clip's place.
 
     `timeline_contexts` is the share of questions whose context is a timeline; the others have a caption.
     """
 
-    name: Literal["scene_texts"] = "scene_texts"  # type: ignore[assignment]
+    name: Literal["scene_texts"] = "scene_texts"
     timeline_contexts: float = Field(default=0.5, ge=0, le=1)
 
 
@@ -69,7 +75,7 @@ class SceneChatDataset(Dataset[Conversation]):
         self,
         pool: Sequence[Scene],
         bank: Bank,
-        settings: SceneChatSettings,
+        settings: SceneQuestionSettings,
         seed: int,
         templates: Sequence[Template] = TEMPLATES,
     ) -> None:

@@ -108,6 +108,7 @@ class ShardClips(StoredClips):
         self._names, self._name_ends = b"".join(names), np.cumsum([len(name) for name in names])
         self._sizes = [shard.stat().st_size for shard in self.shards]
         self._open: dict[int, BinaryIO] = {}
+        self._keys: tuple[NDArray[np.uint64], NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
         return len(self._places)
@@ -122,7 +123,31 @@ class ShardClips(StoredClips):
     def name(self, index: int) -> str:
         """Archive and member of a clip, for messages."""
         shard = bisect_right(self._ends, index)
-        return f"{self.shards[shard]}: {self._member(index)}"
+        return f"{self.shards[shard]}: {self.member(index)}"
+
+    def member(self, index: int) -> str:
+        """Name of a clip's member within its archive."""
+        start = int(self._name_ends[index - 1]) if index else 0
+        return self._names[start : int(self._name_ends[index])].decode("utf-8", "replace")
+
+    def find(self, member: str) -> int | None:
+        """The clip whose member has this name, None = there is none.
+
+        Raises:
+            AudioError: several archives have a member of this name.
+        """
+        if self._keys is None:  # once, on the first call: hashes of all names in order, and whose they are
+            hashes = np.array([_name_hash(self.member(index)) for index in range(len(self))], np.uint64)
+            order = np.argsort(hashes)
+            self._keys = hashes[order], order
+        hashes, order = self._keys
+        wanted = np.uint64(_name_hash(member))
+        first, last = np.searchsorted(hashes, wanted, "left"), np.searchsorted(hashes, wanted, "right")
+        found = [clip for clip in order[first:last].tolist() if self.member(clip) == member]
+        if len(found) > 1:
+            places = ", ".join(map(self.name, sorted(found)))
+            raise AudioError(f"{member}: expected one archive with a member of this name, found {places}")
+        return found[0] if found else None
 
     def stored(self, index: int) -> BinaryIO:
         """The audio member of a clip as a file."""
@@ -137,7 +162,7 @@ class ShardClips(StoredClips):
         Raises:
             AudioError: the metadata is no JSON object, or no UTF-8 text.
         """
-        key = self._member(index).rpartition(".")[0]
+        key = self.member(index).rpartition(".")[0]
         try:
             values = json.loads(self._bytes(index, 2) or b"{}")
             caption = (self._bytes(index, 4) or b"").decode("utf-8-sig").strip()
@@ -159,10 +184,6 @@ class ShardClips(StoredClips):
         digest.update(self._places.tobytes())
         return digest.hexdigest()
 
-    def _member(self, index: int) -> str:
-        start = int(self._name_ends[index - 1]) if index else 0
-        return self._names[start : int(self._name_ends[index])].decode("utf-8", "replace")
-
     def _bytes(self, index: int, column: int) -> bytes | None:
         start, size = self._places[index, column : column + 2].tolist()
         file = self._file(bisect_right(self._ends, index))
@@ -179,6 +200,10 @@ class ShardClips(StoredClips):
                     f"{self.shards[shard]}: cannot be opened: {error.strerror or error}"
                 ) from error
         return self._open[shard]
+
+
+def _name_hash(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=8).digest(), "little")
 
 
 def index_shard(path: Path) -> ShardIndex:
