@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
 from almosaic.alm.configuration import AlmosaicConfig
-from almosaic.alm.templates import choose_template, render
+from almosaic.alm.templates import choose_template, render, render_training
 from almosaic.audio import MAX_SECONDS, SAMPLING_RATE, load_audio
 from almosaic.errors import AlmosaicError, AudioError
 from almosaic.features import HOP_SAMPLES, frames_of
@@ -112,7 +112,8 @@ class AlmosaicProcessor(ProcessorMixin):  # type: ignore[misc]
 
         Raises:
             AlmosaicError: empty conversation, unknown role or part, audio in an assistant turn, placeholders
-                and clips that differ in number, or a clip beyond `max_audio_seconds`.
+                and clips that differ in number, a clip beyond `max_audio_seconds`, or a chat template that
+                loses placeholders or writes answers elsewhere than behind their prompts.
         """
         turns = flatten_messages(messages)
         windows = [self._windows(frames) for frames in clip_frames]
@@ -122,7 +123,16 @@ class AlmosaicProcessor(ProcessorMixin):  # type: ignore[misc]
                 f"the conversation has {placeholders} audio placeholders but {len(windows)} clips came with "
                 "it; give one clip per placeholder, in order"
             )
-        rendered = render(self.chat_template, self.tokenizer, turns, add_generation_prompt)
+        if add_generation_prompt:
+            rendered = render(self.chat_template, self.tokenizer, turns, True)
+        else:
+            rendered = render_training(self.chat_template, self.tokenizer, turns)
+        kept = sum(text.count(AUDIO_TOKEN) for text, _ in rendered)
+        if kept != placeholders:
+            raise AlmosaicError(
+                f"the chat template kept {kept} of the conversation's {placeholders} audio placeholders; put "
+                "clips into turns that it writes whole, or pass another chat_template="
+            )
         pieces = [
             (piece, index > 0, trained)
             for text, trained in rendered

@@ -1,7 +1,7 @@
-"""Chat templates with `{% generation %}` tags, one per family; labels cover the assistant's words only.
+"""Which chat template a tokenizer gets, and conversations as text in which the assistant's words are marked.
 
 A family is recognised by what its template writes: a shipped template stands in for a tokenizer's own,
-untagged one only when both write the same text for three short conversations.
+untagged one only when both write the same text for a few short conversations.
 """
 
 import re
@@ -10,76 +10,17 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from almosaic.alm.shipped_templates import CHATML, PLAIN, SHIPPED
 from almosaic.errors import AlmosaicError
 
 Message = dict[str, str]
 
-
-def _chatml(default_system: str = "", before_answer: str = "") -> str:
-    """ChatML; `default_system` opens a conversation that brings none, `before_answer` precedes answers."""
-    opening = ""
-    if default_system:
-        opening = (
-            "{%- if messages[0]['role'] != 'system' -%}"
-            f"{{{{ '<|im_start|>system\\n{default_system}<|im_end|>\\n' }}}}"
-            "{%- endif -%}"
-        )
-    return (
-        opening + "{%- for message in messages -%}"
-        "{{ '<|im_start|>' + message['role'] + '\\n' }}"
-        "{%- if message['role'] == 'assistant' -%}"
-        f"{{{{ '{before_answer}' }}}}"
-        "{%- generation -%}{{ message['content'] + '<|im_end|>' }}{%- endgeneration -%}"
-        "{%- else -%}{{ message['content'] + '<|im_end|>' }}{%- endif -%}"
-        "{{ '\\n' }}"
-        "{%- endfor -%}"
-        "{%- if add_generation_prompt -%}"
-        f"{{{{ '<|im_start|>assistant\\n{before_answer}' }}}}"
-        "{%- endif -%}"
-    )
-
-
-CHATML = _chatml()
-
-LLAMA3 = (
-    "{{ bos_token }}"
-    "{%- for message in messages -%}"
-    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
-    "{%- if message['role'] == 'assistant' -%}"
-    "{%- generation -%}{{ message['content'] | trim + '<|eot_id|>' }}{%- endgeneration -%}"
-    "{%- else -%}{{ message['content'] | trim + '<|eot_id|>' }}{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif -%}"
-)
-
-# For a base model without a template and without ChatML's markers; the end-of-sequence token ends answers.
-PLAIN = (
-    "{%- for message in messages -%}"
-    "{{ message['role'] | capitalize + ':' }}"
-    "{%- if message['role'] == 'assistant' -%}"
-    "{%- generation -%}{{ ' ' + message['content'] + eos_token }}{%- endgeneration -%}"
-    "{%- else -%}{{ ' ' + message['content'] }}{%- endif -%}"
-    "{{ '\\n' }}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ 'Assistant:' }}{%- endif -%}"
-)
-
-SHIPPED = {
-    "chatml": CHATML,
-    # Thinking stays off in training and in use: an empty thought before every answer, as Qwen3 itself does.
-    "qwen3": _chatml(before_answer="<think>\\n\\n</think>\\n\\n"),
-    "qwen2": _chatml("You are a helpful assistant."),
-    "qwen2.5": _chatml("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
-    "smollm2": _chatml("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
-    "llama3": LLAMA3,
-}
-
 _TAG = re.compile(r"{%-?\s*generation\s*-?%}")
-_PROBES: tuple[tuple[list[Message], bool], ...] = (
-    ([{"role": "user", "content": "hear"}], True),
-    ([{"role": "user", "content": "hear"}, {"role": "assistant", "content": "rain"}], False),
-    ([{"role": "system", "content": "terse"}, {"role": "user", "content": "hear"}], True),
-)
+_EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
+_SYSTEM = {"role": "system", "content": "terse"}
+_USER = {"role": "user", "content": "hear"}
+_ANSWER = {"role": "assistant", "content": "rain"}
+_ANSWERED = [_USER, _ANSWER]
 
 
 def choose_template(tokenizer: Any) -> str:
@@ -101,9 +42,9 @@ def choose_template(tokenizer: Any) -> str:
         )
     if _TAG.search(own):
         return own
-    expected = [_probe(own, tokenizer, *probe) for probe in _PROBES]
+    expected = _samples(own, tokenizer)
     for template in SHIPPED.values():
-        if [_probe(template, tokenizer, *probe) for probe in _PROBES] == expected:
+        if _samples(template, tokenizer) == expected:
             return template
     raise AlmosaicError(
         "the tokenizer's chat template has no {% generation %} tags and writes unlike any shipped one "
@@ -111,11 +52,24 @@ def choose_template(tokenizer: Any) -> str:
     )
 
 
-def _probe(template: str, tokenizer: Any, messages: list[Message], prompt: bool) -> str | None:
-    try:
-        return "".join(text for text, _ in render(template, tokenizer, messages, prompt)).rstrip()
-    except AlmosaicError:
-        return None
+def _samples(template: str, tokenizer: Any) -> list[str | None]:
+    """What a template writes for short conversations; None where it refuses one."""
+
+    def written(messages: list[Message], prompt: bool) -> str | None:
+        try:
+            return "".join(text for text, _ in render(template, tokenizer, messages, prompt))
+        except AlmosaicError:
+            return None
+
+    ended = written(_ANSWERED, False)
+    # Families that think leave empty thoughts out of earlier turns; here they stay, see `render_training`.
+    later = [written([*opening, *_ANSWERED, _USER], True) for opening in ([], [_SYSTEM])]
+    return [
+        written([_USER], True),
+        written([_SYSTEM, _USER], True),
+        ended and ended.rstrip(),
+        *(text and text.replace(_EMPTY_THOUGHT, "") for text in later),
+    ]
 
 
 def render(
@@ -146,13 +100,60 @@ def render(
     return [piece for piece in pieces if piece[0]]
 
 
+def render_training(template: str, tokenizer: Any, messages: list[Message]) -> list[tuple[str, bool]]:
+    """A whole conversation like `render`, in which every answer begins where the prompt for it would end.
+
+    Raises:
+        AlmosaicError: an answer would be learnt behind another text than it is asked for with, or the tags
+            leave it out, or they mark more than the answer.
+    """
+    pieces = render(template, tokenizer, messages)
+    starts, position = set(), 0
+    for text, assistant in pieces:
+        starts |= {position} if assistant else set()
+        position += len(text)
+    whole = "".join(text for text, _ in pieces)
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    for number, index in enumerate(answers, 1):
+        pieces_before = render(template, tokenizer, messages[:index], True) if index else []
+        prompt = "".join(text for text, _ in pieces_before)
+        if index and (len(prompt) not in starts or not whole.startswith(prompt)):
+            raise AlmosaicError(
+                f"answer {number} of {len(answers)} would be learnt behind another text than the prompt that "
+                "asks for it, since the chat template rewrites turns or tags other words; give conversations "
+                "of one answer, or pass chat_template= that writes every turn alike"
+            )
+    return pieces
+
+
 def end_token_id(template: str, tokenizer: Any) -> int:
-    """Id of the token with which the template ends an answer, at which generation must stop."""
-    pieces = render(template, tokenizer, _PROBES[1][0])
-    answers = [text for text, assistant in pieces if assistant]
-    if not answers:
+    """Id of the token with which the template ends an answer, at which generation must stop.
+
+    Raises:
+        AlmosaicError: the tags mark no answer, or not its end, or it ends in more than one token.
+    """
+    marked = [text for text, assistant in render(template, tokenizer, _ANSWERED) if assistant]
+    if not marked:
         raise AlmosaicError(
             "the chat template marks no assistant words; put {% generation %} tags around them"
         )
-    ids: list[int] = tokenizer(answers[-1], add_special_tokens=False)["input_ids"]
-    return ids[-1]
+    words, _, end = marked[-1].rpartition(_ANSWER["content"])
+    if not end.strip():
+        raise AlmosaicError(
+            "the {% generation %} tags of the chat template leave out what ends an answer, so that no model "
+            "would learn to stop; put its end token inside them"
+        )
+    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    before, whole = (
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in (words + _ANSWER["content"], marked[-1])
+    )
+    tail: list[int] = whole[len(before) :]
+    if ends := [token for token in tail if token in special]:
+        return ends[0]
+    if whole[: len(before)] != before or len(tail) != 1:
+        raise AlmosaicError(
+            f"the chat template ends an answer with {end!r}, which is {len(tail)} tokens of this tokenizer "
+            "and none of its own markers; generation stops at one token: use the template of its family"
+        )
+    return tail[0]

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from almosaic.alm.processing import AUDIO_TOKEN
-from almosaic.alm.templates import CHATML
+from almosaic.alm.shipped_templates import CHATML
 from almosaic.errors import AlmosaicError
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<s>", "<|im_end|>", "<unk>"

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from almosaic.alm import AlmosaicProcessor
 from almosaic.alm.alpaca import ALPACA_SHORT, prepare_tokenizer
 from almosaic.alm.templates import end_token_id, render
+from almosaic.errors import AlmosaicError
 from almosaic.features import AudioMosaicFeatureExtractor
 
 PROMPT = "### Instruction:\nwhat do you hear\n\n### Response:\n"
@@ -113,8 +114,10 @@ def test_clips_of_all_turns_stand_before_everything(processor: AlmosaicProcessor
         "### Instruction:\nc\n\n### Response:\nd</s>"
     )
     assert [piece for piece, trained in rendered if trained] == ["b</s>", "d</s>"]
-    encoded = processor.encode(talk, [60, 60])
-    assert [token == processor.audio_token_id for token in encoded.input_ids[:9]] == [True] * 8 + [False]
+    asked = processor.encode(talk[:3], [60, 60], add_generation_prompt=True).input_ids
+    assert [token == processor.audio_token_id for token in asked[:9]] == [True] * 8 + [False]
+    with pytest.raises(AlmosaicError, match="answer 1 of 2 would be learnt behind another text"):
+        processor.encode(talk, [60, 60])  # the first answer would hear a clip that comes after it
 
 
 def flat(turn: dict[str, Any]) -> dict[str, str]:

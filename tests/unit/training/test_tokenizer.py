@@ -3,7 +3,8 @@
 import pytest
 from transformers import AutoTokenizer
 
-from almosaic.alm.templates import CHATML, choose_template
+from almosaic.alm.shipped_templates import CHATML
+from almosaic.alm.templates import choose_template
 from almosaic.errors import AlmosaicError
 from almosaic.training.tokenizer import train_tokenizer
 
