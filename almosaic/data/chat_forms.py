@@ -126,10 +126,10 @@ def recognise(record: Record, form: Format, place: str) -> str:
             )
         _refuse_unknown(form, _said(record, FORMS[form].unknown(keys)), place)
         return form
-    fitting = [
-        (name, _said(record, unknown)) for name, unknown in _candidates(keys) if FORMS[name].shape(record)
-    ]
-    whole = [name for name, unknown in fitting if not unknown]
+    candidates = [found for found in _candidates(keys) if FORMS[found[0]].shape(record)]
+    fitting = [(name, _said(record, unknown)) for name, unknown in candidates]
+    whole = [name for name, unknown in candidates if not unknown]
+    whole = whole or [name for name, unknown in fitting if not unknown]
     if len(whole) == 1:
         return whole[0]
     if whole:

@@ -44,7 +44,8 @@ def element_places(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64], ND
                 if mark == "]":
                     break
                 if mark != ",":
-                    raise text.wrong(f"expected , or ] behind an element, found {mark or 'the end'!r}")
+                    found = repr(mark) if mark else "the end"
+                    raise text.wrong(f"expected , or ] behind an element, found {found}")
         if text.next():
             raise text.wrong("expected nothing behind the list")
     return np.array(starts, np.int64), np.array(ends, np.int64), np.array(lines, np.int64)
