@@ -1,21 +1,17 @@
 """From a file, bytes or an array to a mono float32 waveform: decoded, checked, resampled."""
 
-import base64
-import binascii
-import io
-import shutil
-import struct
-import subprocess
 import wave
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from numpy.typing import NDArray
 
+from almosaic.audio_source import AudioSource as AudioSource
+from almosaic.audio_source import describe, open_source
 from almosaic.errors import AudioError
+from almosaic.ffmpeg import decode_with_ffmpeg, mp4_seconds
+from almosaic.remote import fetch, is_remote
 from almosaic.truncation import cut_page, missing_seconds
 
 SAMPLING_RATE = 16_000
@@ -28,7 +24,6 @@ AUDIO_SUFFIXES = frozenset(
 _HEADER_SLACK_SECONDS = 0.1  # the length in an MP3 header is an estimate
 _UNKNOWN_FRAMES = 2**62  # libsndfile gives a FLAC that was written to a pipe more frames than this
 
-AudioSource = str | Path | bytes | BinaryIO | tuple[NDArray[Any], int]
 _Decoded = tuple[NDArray[np.float32], int]  # [S, channels] and the rate
 
 
@@ -39,30 +34,35 @@ def load_audio(
     start_seconds: float = 0.0,
     duration_seconds: float | None = None,
     max_seconds: float = MAX_SECONDS,
+    allow_remote: bool = False,
 ) -> NDArray[np.float32]:
     """Return the clip as one mono waveform [S], float32, resampled first and averaged over channels after.
 
     Args:
-        source: a path, a `data:` URI, the bytes of a file, a binary file object (from its beginning where it
-            can be seeked, else read to its end), or `(array, rate)` with the array [S], [S, channels] or
-            [channels, S]: the smaller axis is taken as the channels. Integer arrays are scaled to [-1, 1].
+        source: a path, a `file:` or `data:` URI, the bytes of a file, a binary file object (from its
+            beginning where it can be seeked, else read to its end), or `(array, rate)` with the array [S],
+            [S, channels] or [channels, S]: the smaller axis is taken as the channels. Integer arrays are
+            scaled to [-1, 1].
         sampling_rate: rate of the result in Hz.
         start_seconds: where to begin; files are seeked, not decoded from the start.
         duration_seconds: read at most this much from there (less where the clip ends), None = to the end.
         max_seconds: a longer clip, or a longer cut of it when `duration_seconds` is given, is an error.
+        allow_remote: fetch `http://` and `https://` addresses, as `remote.fetch` limits them.
 
     Raises:
         AudioError: the clip is missing, unreadable, empty, not finite, below 25 ms or above `max_seconds`.
     """
-    name = _describe(source)
+    name = describe(source)
     if not start_seconds >= 0 or not (duration_seconds is None or duration_seconds > 0):
         raise AudioError(
             f"{name}: expected start_seconds >= 0 and duration_seconds > 0, "
             f"found {start_seconds} and {duration_seconds}"
         )
+    if allow_remote and is_remote(source):
+        source = fetch(str(source))
     # One second more than allowed is enough to know that a clip is too long.
     wanted = min(duration_seconds or np.inf, max_seconds + 1.0)
-    samples, rate = _decode(source, name, start_seconds, wanted)
+    samples, rate = _decode(source, name, start_seconds, wanted, max_seconds)
     seconds = len(samples) / rate
     if len(samples) == 0:
         raise AudioError(f"{name}: no samples from {start_seconds:g} s on; check the file or start_seconds")
@@ -70,11 +70,7 @@ def load_audio(
         raise AudioError(
             f"{name}: {seconds * 1000:.1f} ms is too short, at least 25 ms are needed; drop the clip"
         )
-    if seconds > max_seconds:
-        raise AudioError(
-            f"{name}: longer than the limit of {max_seconds:g} s; split it, "
-            "or pass start_seconds and duration_seconds, or a higher max_seconds"
-        )
+    _refuse_long(name, seconds, np.inf, max_seconds, "at least " if seconds >= wanted else "")
     if not np.abs(samples).max() <= MAX_LEVEL:  # also where the largest is NaN
         raise AudioError(_wild(samples, rate, name))
     if rate != sampling_rate:
@@ -104,9 +100,9 @@ def audio_duration(source: AudioSource) -> float:
     Raises:
         AudioError: as `load_audio`, for what cannot be read at all.
     """
-    name = _describe(source)
+    name = describe(source)
     if not isinstance(source, tuple):
-        source = _open_source(source, name)
+        source = open_source(source, name)
         soundfile = _soundfile()
         if soundfile is not None:
             # Decode below what is not a format of libsndfile, or has no length in its header.
@@ -114,22 +110,19 @@ def audio_duration(source: AudioSource) -> float:
                 info = soundfile.info(source)
                 if info.frames < _UNKNOWN_FRAMES:
                     return float(info.frames / info.samplerate)
+            if (seconds := mp4_seconds(source)) is not None:
+                return seconds
     samples, rate = _decode(source, name, 0.0, np.inf)
     return len(samples) / rate
 
 
-def _describe(source: AudioSource) -> str:
-    """Name the source in an error message, on one short line."""
-    if isinstance(source, str) and source.startswith("data:"):
-        return f"audio {source[:24]}..."
-    if isinstance(source, str | Path):
-        return str(source)
-    if isinstance(source, tuple):
-        return "audio array"
-    if isinstance(source, bytes):
-        return f"audio of {len(source)} bytes"
-    name = getattr(source, "name", None)
-    return name if isinstance(name, str) and name else "audio file object"
+def _refuse_long(name: str, left: float, wanted: float, limit: float, least: str = "") -> None:
+    """AudioError where `left` seconds, of which `wanted` are read, are more than `limit`."""
+    if min(left, wanted) > limit:
+        raise AudioError(
+            f"{name}: {least}{left:.1f} s, longer than the limit of {limit:g} s; split it, or pass "
+            "start_seconds and duration_seconds, or raise the limit (max_seconds, max_audio_seconds)"
+        )
 
 
 def _wild(samples: NDArray[np.float32], rate: int, name: str) -> str:
@@ -147,74 +140,32 @@ def _reason(error: Exception) -> str:
     return "no sampling rate or no channels in the header" if "SF_INFO" in text else text
 
 
-def _decode(source: AudioSource, name: str, start: float, wanted: float) -> _Decoded:
-    """Return samples [S, channels] from `start` on, at most `wanted` seconds of them, and their rate."""
+def _decode(source: AudioSource, name: str, start: float, wanted: float, limit: float = np.inf) -> _Decoded:
+    """Return samples [S, channels] from `start` on, at most `wanted` seconds of them, and their rate.
+
+    A header that promises more than `limit` of the wanted seconds is an error before anything is decoded.
+    """
     if isinstance(source, tuple):
         return _from_array(source, name, start, wanted)
-    file = _open_source(source, name)
+    file = open_source(source, name)
     soundfile = _soundfile()
     if soundfile is None:
         return _from_wave(file, name, start, wanted)
     try:
         opened = soundfile.SoundFile(file)
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a headerless format, by its suffix
-        return _from_ffmpeg(file, name, start, wanted, reason=_reason(error))
+        _refuse_long(name, (mp4_seconds(file) or 0.0) - start, wanted, limit)
+        return _through_ffmpeg(file, name, start, wanted, reason=_reason(error))
     with opened:
         if opened.frames >= _UNKNOWN_FRAMES:
-            return _from_ffmpeg(file, name, start, wanted, reason="no length in the header")
+            return _through_ffmpeg(file, name, start, wanted, reason="no length in the header")
         if opened.format == "OGG" and (cut := cut_page(file)) is not None:
             raise AudioError(
                 f"{name}: damaged, its last page is cut off after {cut[1]} of {cut[0]} bytes; fetch it again"
             )
+        if opened.format != "MP3":  # an estimate, and no reason to refuse the clip
+            _refuse_long(name, opened.frames / opened.samplerate - start, wanted, limit)
         return _from_soundfile(opened, name, start, wanted)
-
-
-def _open_source(source: str | Path | bytes | BinaryIO, name: str) -> str | BinaryIO:
-    """Return a checked path, or a file object that stands at its beginning and can be seeked."""
-    if isinstance(source, str) and source.startswith("data:"):
-        source = _data_uri(source, name)
-    if isinstance(source, str | Path):
-        return _checked_path(source)
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
-    if not isinstance(file.read(0), bytes):
-        raise AudioError(f"{name}: expected a file opened in binary mode, found text; open it with 'rb'")
-    file = file if file.seekable() else io.BytesIO(file.read())
-    if file.seek(0, io.SEEK_END) == 0:
-        raise AudioError(f"{name}: empty, no bytes to read")
-    file.seek(0)
-    return file
-
-
-def _checked_path(path: str | Path) -> str:
-    if str(path).startswith(("http://", "https://")):
-        raise AudioError(f"{path}: remote audio is not fetched; download it and give the local path")
-    try:
-        if not Path(path).exists():
-            raise AudioError(f"{path}: no such file; check the path")
-        if not Path(path).is_file():
-            raise AudioError(f"{path}: expected an audio file, found a directory or device; give one file")
-        with open(path, "rb") as file:
-            if not file.read(1):
-                raise AudioError(f"{path}: empty file (0 bytes); fetch it again")
-    except (OSError, ValueError) as error:
-        if isinstance(error, AudioError):
-            raise
-        raise AudioError(
-            f"{str(path)[:200]!r}: cannot be opened ({getattr(error, 'strerror', error)})"
-        ) from error
-    return str(path)
-
-
-def _data_uri(uri: str, name: str) -> bytes:
-    header, comma, body = uri.partition(",")
-    if not comma:
-        raise AudioError(f"{name}: expected data:audio/...;base64,... , found no comma")
-    if not header.endswith(";base64"):
-        return unquote_to_bytes(body)
-    try:
-        return base64.b64decode(unquote_to_bytes(body), validate=True)
-    except binascii.Error as error:
-        raise AudioError(f"{name}: the base64 of this data URI is damaged ({error})") from error
 
 
 def _soundfile() -> Any:
@@ -300,34 +251,8 @@ def _from_wave(file: str | BinaryIO, name: str, start: float, wanted: float) -> 
     return _to_float(samples.reshape(-1, channels)), rate
 
 
-def _from_ffmpeg(file: str | BinaryIO, name: str, start: float, wanted: float, reason: str) -> _Decoded:
-    """Decode through an ffmpeg process that can read its standard input and nothing else."""
-    program = shutil.which("ffmpeg")
-    if program is None:
-        raise AudioError(
-            f"{name}: not readable as audio ({reason}); convert it to WAV or FLAC, or install ffmpeg"
-        )
-    limit = [] if wanted == np.inf else ["-t", f"{start + wanted:.6f}"]
-    alone = ["-v", "error", "-xerror", "-protocol_whitelist", "pipe", "-i", "pipe:0", "-vn"]
-    if isinstance(file, str):
-        data = Path(file).read_bytes()
-    else:
-        file.seek(0)
-        data = file.read()
-    # AU is the one container with a header that needs no length and floats that need no scaling.
-    done = subprocess.run(
-        [program, *alone, *limit, "-c:a", "pcm_f32be", "-f", "au", "pipe:1"],
-        input=data,
-        capture_output=True,
-        check=False,
-    )
-    if done.returncode != 0 or len(done.stdout) < 24:
-        said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no output"]
-        raise AudioError(
-            f"{name}: not readable as audio ({reason}; ffmpeg: {said[0]}); convert it to WAV or FLAC"
-        )
-    offset, _, _, rate, channels = struct.unpack(">5I", done.stdout[4:24])
-    samples = np.frombuffer(done.stdout[offset:], ">f4").astype(np.float32).reshape(-1, channels)
+def _through_ffmpeg(file: str | BinaryIO, name: str, start: float, wanted: float, reason: str) -> _Decoded:
+    samples, rate = decode_with_ffmpeg(file, name, start + wanted, reason)
     first, count = _span(start, wanted, rate)
     return (samples[first:] if count < 0 else samples[first : first + count]), rate
 
