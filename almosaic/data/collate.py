@@ -46,10 +46,13 @@ class ChatCollator:
 
     Args:
         processor: an `AlmosaicProcessor`.
+        train_on_prompt: label every token of text that follows a token of text, not the answers alone. What
+            follows a clip has no text before it to be told from.
     """
 
-    def __init__(self, processor: Any) -> None:
+    def __init__(self, processor: Any, train_on_prompt: bool = False) -> None:
         self.processor = processor
+        self.train_on_prompt = train_on_prompt
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
         """Pad to the right; a batch without clips has no audio tensors, one without rows has no labels."""
@@ -62,6 +65,8 @@ class ChatCollator:
             return batch | self._nothing()
         encoded = [row["encoded"] for row in good]
         batch |= self.processor.pad(encoded, "right")
+        if self.train_on_prompt:
+            batch["labels"] = self._all_text(batch)
         windows = [window for row in encoded for window in row.windows]
         if not windows:
             return batch
@@ -74,6 +79,13 @@ class ChatCollator:
             clips = [clip for row in good for clip in row["waveforms"]]
             batch["waveforms"], batch["lengths"] = pad_waveforms(clips)
         return batch
+
+    def _all_text(self, batch: Batch) -> Tensor:
+        ids = batch["input_ids"]
+        text = (ids != self.processor.audio_token_id) & batch["attention_mask"].bool()
+        follows_text = text & text.roll(1, dims=1)
+        follows_text[:, 0] = False  # nothing comes before it
+        return ids.masked_fill(~follows_text, -100)
 
     def _nothing(self) -> Batch:
         """A row of two words that trains nothing: it keeps a process without rows in step with the others."""

@@ -1,7 +1,7 @@
 """The audio-language stages: projector alignment, LoRA or full tuning, frozen features from a cache."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from transformers import set_seed
@@ -38,9 +38,12 @@ class AlmStageSettings(Settings):
             stage's.
         layer: 0-based encoder block that the projector reads, None = the output; of a model joined from
             parts.
+        chat_template: `alpaca_short` is the prompt of LTU; of a model joined from parts. None = the one of
+            the language model's family, or the earlier stage's.
         quantize: load the frozen language model of a model joined from parts in 4 or 8 bits, through
             bitsandbytes; None = as it is published, or as the earlier stage did.
         tune: what is trained.
+        train_on_prompt: learn to write the questions too, as LTU does, not the answers alone.
         data: conversations, taken in proportion to their number.
         cache_features: encode every clip once and train on the stored tokens; needs a frozen audio tower.
         max_audio_seconds: a longer clip is an error, never cut.
@@ -52,8 +55,10 @@ class AlmStageSettings(Settings):
 
     projector: ProjectorSettings | None = None
     layer: int | None = None
+    chat_template: Literal["alpaca_short"] | None = None
     quantize: Scheme | None = None
     tune: TuneSettings = TuneSettings.model_validate({})
+    train_on_prompt: bool = False
     data: tuple[ChatSettings, ...] = Field(default=(SceneChatSettings(),), min_length=1)
     cache_features: bool = False
     max_audio_seconds: float = Field(default=MAX_SECONDS, gt=0)
@@ -126,7 +131,7 @@ def train_alm(
         model,
         settings.optim,
         data,
-        ChatCollator(processor),
+        ChatCollator(processor, settings.train_on_prompt),
         folder=folder,
         seed=seed,
         stage=stage,
@@ -165,6 +170,8 @@ def _open(
     settings: AlmStageSettings, parts: Parts
 ) -> tuple[AlmosaicForConditionalGeneration, AlmosaicProcessor]:
     if parts.start is not None:
+        if settings.chat_template is not None:
+            raise AlmosaicError("chat_template: the earlier stage has chosen one; leave `chat_template` out")
         model, processor = open_start(parts, settings.projector, settings.layer, settings.quantize)
     else:
         trains_words = settings.tune.language_model == "full"
@@ -172,6 +179,7 @@ def _open(
             parts,
             settings.projector,
             settings.layer,
+            alpaca=settings.chat_template == "alpaca_short",
             trains_words=trains_words,
             quantize=settings.quantize,
         )

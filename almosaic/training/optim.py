@@ -64,9 +64,9 @@ class OptimSettings(Settings):
 
     `batch_size` counts the rows of one optimizer step over all processes; `accumulation` splits it further.
     Give `steps` or `epochs`. `learning_rate` is one number or one per part; `warmup` and `decay_share` are
-    shares of all steps. With `layer_decay` below 1 each block of an encoder learns slower than the one above
-    it by that factor. `decay_vectors` lets weight decay reach biases, norms and positions too. `trainer`
-    passes further fields to `transformers.TrainingArguments`.
+    shares of all steps, a `warmup` of 1 or more is a number of steps. With `layer_decay` below 1 each block
+    of an encoder learns slower than the one above it by that factor. `decay_vectors` lets weight decay reach
+    biases, norms and positions too. `trainer` passes further fields to `transformers.TrainingArguments`.
     """
 
     steps: int | None = Field(default=None, ge=0)
@@ -74,7 +74,7 @@ class OptimSettings(Settings):
     batch_size: int = Field(default=64, ge=1)
     accumulation: int = Field(default=1, ge=1)
     learning_rate: float | dict[str, float] = 1e-3
-    warmup: float = Field(default=0.05, ge=0, lt=1)
+    warmup: float = Field(default=0.05, ge=0)
     schedule: Literal["cosine", "linear", "constant_then_linear"] = "cosine"
     decay_share: float = Field(default=0.4, ge=0, le=1)
     min_ratio: float = Field(default=0.0, ge=0, le=1)
@@ -123,7 +123,7 @@ def check_trainer_keys(extra: Mapping[str, Any]) -> None:
 
 def rate_factor(settings: OptimSettings, step: int, total: int) -> float:
     """Share of the peak learning rate at a step: linear warm-up, then the schedule down to `min_ratio`."""
-    warmup = round(settings.warmup * total)
+    warmup = round(settings.warmup * (total if settings.warmup < 1 else 1))
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if settings.schedule == "constant_then_linear":
