@@ -12,6 +12,8 @@ from almosaic.errors import AlmosaicError
 from almosaic.features import AudioMosaicFeatureExtractor
 from almosaic.loading import load_model, load_whole, model_folder
 from almosaic.model_card import model_card
+from almosaic.provenance import FILE as PROVENANCE_FILE
+from almosaic.provenance import provenance_of
 from almosaic.training.checkpoints import whole_folder
 
 Form = Literal["merged", "full", "adapter"]
@@ -48,6 +50,7 @@ def export(
     folder = model_folder(run_or_model)
     _refuse_unfinished(Path(run_or_model), folder)
     model, processor = _load_with_head(folder)
+    provenance = provenance_of(folder)
     speaks = isinstance(model, AlmosaicForConditionalGeneration)
     if form == "adapter" and not speaks:
         raise AlmosaicError(f"{folder} is an encoder, and only an audio-language model has an adapter form")
@@ -60,7 +63,9 @@ def export(
             processor.save_pretrained(temporary)
         else:
             save_full(model, processor, temporary, max_shard_size)
-        card = model_card(model, folder)
+        if provenance.stages:
+            (temporary / PROVENANCE_FILE).write_text(provenance.model_dump_json(indent=1), encoding="utf-8")
+        card = model_card(model, provenance, adapter=form == "adapter")
         (temporary / "README.md").write_text(card, encoding="utf-8")
     return out
 
@@ -79,6 +84,8 @@ def _refuse_unfinished(given: Path, folder: Path) -> None:
 def _load_with_head(folder: Path) -> tuple[Any, Any]:
     """What `load_model` loads, but a classifier with its head."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("model_type") == "almosaic":
+        return load_model(folder, device="cpu", quantize="none")  # quantised weights are not exported
     if config.get("architectures") != [AudioMosaicForAudioClassification.__name__]:
         return load_model(folder, device="cpu")
     model = load_whole(AudioMosaicForAudioClassification, folder)

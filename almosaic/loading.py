@@ -54,8 +54,12 @@ def load_model(
             return encoder.to(device).eval(), AudioMosaicFeatureExtractor.from_pretrained(folder)
         partial = AlmosaicConfig.from_pretrained(folder).language_model_source is not None
         if partial:
-            model = load_partial(folder, language_model, quantize=quantize, device=device)
+            model = load_partial(folder, _absolute(language_model), quantize=quantize, device=device)
         else:
+            if language_model is not None:
+                raise AlmosaicError(
+                    f"{folder} holds its language model's weights; leave language_model {language_model} out"
+                )
             options = {} if quantize in (None, "none") else loading_options(folder, quantize, device)
             model = load_whole(AlmosaicForConditionalGeneration, folder, **options)
         model.name_or_path = str(folder)  # where `embed` looks for the front end
@@ -63,6 +67,11 @@ def load_model(
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise AlmosaicError(f"{folder} cannot be loaded: {reason}; restore or retrain it") from error
+
+
+def _absolute(name: str | Path | None) -> str | Path | None:
+    """A folder by its whole path, since a model remembers it; a hub name as it is."""
+    return Path(name).resolve() if name is not None and Path(name).is_dir() else name
 
 
 def load_whole(model_class: Any, folder: Path, **options: Any) -> Any:

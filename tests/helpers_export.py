@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from helpers_tiny import answered, tiny_language_model, tiny_model, tiny_tokenizer, waveform
-from transformers import AutoModelForCausalLM
 
 from almosaic.alm import TuneSettings, apply_tuning
+from almosaic.alm.quantization import load_language_model
 
 LORA = TuneSettings(language_model="lora", lora_rank=4)
 
@@ -19,10 +19,12 @@ def tiny_run(
     projector: str = "mlp",
     language_model: Any = None,
     dtype: torch.dtype = torch.float32,
+    quantize: Any = None,
 ) -> tuple[Path, Any, Any]:
     """A run `place/run` of the stages lm and instruct, the trained model, and a batch to compare logits on.
 
-    `language_model` is a fresh one to use in place of a Llama, or the folder of one that is there already.
+    `language_model` is a fresh one to use in place of a Llama, or the folder of one that is there already;
+    `quantize` is how the run loads it.
     """
     size = len(tiny_tokenizer(place / "scratch"))
     folder = place / "run"
@@ -30,7 +32,7 @@ def tiny_run(
     if not isinstance(base, Path):
         base = folder / "stages" / "lm" / "model"
         (language_model or tiny_language_model(size)).to(dtype).save_pretrained(base)
-    words = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    words = load_language_model(base, quantize, device="cpu")
     model, processor = tiny_model(place, projector, language_model=words)
     apply_tuning(model, tune)
     torch.manual_seed(1)

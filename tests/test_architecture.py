@@ -20,10 +20,10 @@ FLOORS = {
     "audio": 0, "audio_source": 0, "remote": 0, "ffmpeg": 0, "truncation": 0, "masking": 0, "evaluation.metrics": 0, "data.manifest": 0, "data.draws": 0,
     "features": 1, "encoder": 1, "scenes": 1, "messages": 1,
     "objectives": 2, "alm": 2, "data": 2, "auto": 2,
-    "loading": 3, "inference": 3, "feature_cache": 3, "layer_features": 3, "pooling": 2,
+    "loading": 3, "inference": 3, "feature_cache": 3, "layer_features": 3, "provenance": 3, "pooling": 2,
     "conversations": 3, "sampling": 3, "token_memory": 3,
     "training": 4, "evaluation": 4,
-    "recipe": 5, "recipe_errors": 5, "curriculum": 5, "export": 5, "model_card": 5,
+    "recipe": 5, "recipe_errors": 5, "curriculum": 5, "export": 5, "model_card": 5, "model_usage": 5,
     "run": 6, "run_folder": 6, "stages": 6, "eval_stage": 6, "outputs": 6, "answer_files": 6,
     "weight_files": 0, "released": 6, "released_alm": 6, "arguments": 6, "cli": 6, "__main__": 6,
 }  # fmt: skip

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from almosaic.alm import AlmosaicForConditionalGeneration, TuneSettings
+from almosaic.alm.adapter_folder import target_expression
 from almosaic.alm.projectors import projector_settings
 from almosaic.encoder import AudioMosaicModel
 from almosaic.errors import AlmosaicError
@@ -88,7 +89,7 @@ def test_every_projector_travels_in_the_adapter(projector, tmp_path):
 
 
 def test_an_adapter_folder_is_small_and_says_what_it_adapts(tmp_path):
-    run, model, _ = tiny_run(tmp_path)
+    run, _, _ = tiny_run(tmp_path)
     out = export(run, tmp_path / "out", "adapter")
     config = json.loads((out / "adapter_config.json").read_text())
     assert config["modules_to_save"] == ["audio_tower", "multi_modal_projector"] and config["r"] == 4
@@ -109,10 +110,8 @@ def test_an_adapter_folder_is_small_and_says_what_it_adapts(tmp_path):
 
 
 def test_a_layer_that_the_pattern_would_wrongly_match_is_left_alone(tmp_path):
-    run, model, batch = tiny_run(tmp_path, LORA.model_copy(update={"lora_targets": ("q_proj",)}))
+    _, model, _ = tiny_run(tmp_path, LORA.model_copy(update={"lora_targets": ("q_proj",)}))
     # Adapters in the first block only: a pattern for every block would add fresh ones to the second.
-    from almosaic.alm.adapter_folder import target_expression
-
     attention = model.language_model.model.layers[1].self_attn
     attention.q_proj = attention.q_proj.get_base_layer()
     assert target_expression(model) == r"language_model\.model\.layers\.0\.self_attn\.q_proj"
