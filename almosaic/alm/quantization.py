@@ -138,13 +138,20 @@ def check_quantized(language_model: nn.Module, quantize: str, name: str) -> None
 
 def quantization_of(model: nn.Module) -> Scheme | None:
     """How the linear layers of a model are quantised now; None when they are not."""
-    for module in model.modules():
-        kind = type(module).__name__
-        if kind == "Linear4bit":
-            return "nf4" if getattr(module.weight, "quant_type", "") == "nf4" else "fp4"
-        if kind == "Linear8bitLt":
-            return "int8"
+    for layer in quantized_layers(model).values():
+        if type(layer).__name__ == "Linear4bit":
+            return "nf4" if getattr(layer.weight, "quant_type", "") == "nf4" else "fp4"
+        return "int8"
     return None
+
+
+def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers of bitsandbytes in a model, by name; those of peft around them have the same class names."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module).__module__.startswith("bitsandbytes.")
+    }
 
 
 def check_writable(language_model: nn.Module) -> None:
@@ -162,9 +169,8 @@ def keep_layout(model: nn.Module) -> None:
     On a CPU with bfloat16 instructions the library would repack them at the first answer: for good, with
     rounded scales, without gradients, and only in multiples of 32 rows and 64 columns.
     """
-    for module in model.modules():
-        if type(module).__name__ == "Linear4bit":
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    for layer in quantized_layers(model).values():
+        layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def weight_bytes(model: nn.Module) -> int:
