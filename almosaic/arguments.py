@@ -74,18 +74,7 @@ def _add_model_verbs(verbs: Any, run: Verbs) -> None:
     embed.add_argument("--batch-size", type=int, default=8)
     embed.set_defaults(run=run["embed"])
 
-    generate = verbs.add_parser("generate", help="captions and answers about audio files")
-    generate.add_argument("model", metavar="MODEL", help=_MODEL)
-    generate.add_argument("audio", metavar="AUDIO", nargs="+", help="audio files, or folders of them")
-    generate.add_argument("--prompt", metavar="TEXT", required=True, help="what to ask about each clip")
-    generate.add_argument(
-        "-o", "--output", metavar="OUT.jsonl", type=Path, help="continues the file if it exists"
-    )
-    generate.add_argument("--batch-size", type=int, default=8)
-    generate.add_argument("--max-new-tokens", type=int, default=64)
-    generate.add_argument("--temperature", type=float, default=0.0, help="0 = always the likeliest word")
-    generate.set_defaults(run=run["generate"])
-
+    _add_generate(verbs, run)
     _add_export(verbs, run)
     demo = verbs.add_parser("demo", help="a chat page in the browser, on this machine only")
     demo.add_argument("model", metavar="MODEL", help=_MODEL)
@@ -95,6 +84,52 @@ def _add_model_verbs(verbs: Any, run: Verbs) -> None:
     demo.add_argument("--port", type=int, default=7860)
     demo.add_argument("--share", action="store_true", help="also publish a public link through gradio.live")
     demo.set_defaults(run=run["demo"])
+
+
+def _add_generate(verbs: Any, run: Verbs) -> None:
+    generate = verbs.add_parser("generate", help="captions of audio files, answers to questions about them")
+    generate.add_argument("model", metavar="MODEL", help=_MODEL)
+    generate.add_argument(
+        "sources",
+        metavar="AUDIO-or-QUESTIONS",
+        nargs="+",
+        help="audio files, folders of them, or chat files (.jsonl, .json, .csv) without answers",
+    )
+    generate.add_argument(
+        "--prompt", metavar="TEXT", help="what to ask about each clip; needed for audio files"
+    )
+    generate.add_argument(
+        "-o", "--output", metavar="OUT.jsonl", type=Path, help="continues the file if it exists"
+    )
+    generate.add_argument("--batch-size", type=int, default=8)
+    generate.add_argument("--max-new-tokens", type=int, default=64)
+    words = generate.add_argument_group("how words are chosen")
+    words.add_argument(
+        "--temperature", type=float, default=0.0, help="0 = always the likeliest word (default)"
+    )
+    words.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest words of this share")
+    words.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest words")
+    words.add_argument("--beams", type=int, metavar="N", dest="num_beams", help="search with N beams")
+    words.add_argument(
+        "--repetition-penalty", type=float, metavar="X", help="above 1 makes words that were said less likely"
+    )
+    words.add_argument("--seed", type=int, help="of the draws; the same seed gives the same answers")
+    words.add_argument(
+        "--num-return-sequences", type=int, metavar="N", help="answers to each question, under `predictions`"
+    )
+    generate.add_argument(
+        "--max-audio-seconds",
+        type=float,
+        metavar="S",
+        help="longest clip (default: as the model's processor says)",
+    )
+    generate.add_argument(
+        "--allow-remote", action="store_true", help="fetch clips that chat files name by http(s)"
+    )
+    generate.add_argument(
+        "--quantize", choices=("nf4", "fp4", "int8"), help="load the language model in 4 or 8 bits"
+    )
+    generate.set_defaults(run=run["generate"])
 
 
 def _add_export(verbs: Any, run: Verbs) -> None:
@@ -117,7 +152,9 @@ def _add_export(verbs: Any, run: Verbs) -> None:
         const="adapter",
         help="a peft folder: LoRA, projector and encoder for a language model that it names",
     )
-    export.add_argument("--max-shard-size", metavar="SIZE", help="several files of weights, each up to 5GB, say")
+    export.add_argument(
+        "--max-shard-size", metavar="SIZE", help="several files of weights, each up to 5GB, say"
+    )
     released = export.add_mutually_exclusive_group()
     released.add_argument(
         "--from-released", metavar="FILE", type=Path, help="convert published AudioMosaic weights to a folder"

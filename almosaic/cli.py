@@ -150,37 +150,48 @@ def _embed(arguments: argparse.Namespace) -> int:
             batch_size=arguments.batch_size,
             progress=advance,
         )
-    return _list_failed(failed, len(sources))
+    return _list_failed(failed, len(sources), "clips")
 
 
 def _generate(arguments: argparse.Namespace) -> int:
     from almosaic import outputs
 
-    sources = outputs.audio_files(arguments.audio)
+    asked, unreadable = outputs.questions(arguments.sources, arguments.prompt)
     if arguments.output is not None:
         arguments.kept = (
             f"every finished answer is in {arguments.output}; the same command goes on from there"
         )
-    with _progress(len(sources), "clips") as advance:
+    sampling = {
+        name: value
+        for name in ("top_p", "top_k", "num_beams", "repetition_penalty", "seed", "num_return_sequences")
+        if (value := getattr(arguments, name)) is not None
+    }
+    if arguments.temperature:
+        sampling["temperature"] = arguments.temperature
+    with _progress(len(asked), "answers") as advance:
         failed = outputs.generate_files(
             arguments.model,
-            sources,
-            arguments.prompt,
+            asked,
             arguments.output,
             batch_size=arguments.batch_size,
             max_new_tokens=arguments.max_new_tokens,
-            temperature=arguments.temperature,
+            sampling=sampling,
+            max_audio_seconds=arguments.max_audio_seconds,
+            allow_remote=arguments.allow_remote,
+            quantize=arguments.quantize,
+            unreadable=unreadable,
             report=say,
             progress=advance,
         )
-    return _list_failed(failed, len(sources))
+    lines = [reason if reason.startswith(name) else f"{name}: {reason}" for name, reason in failed]
+    return _list_failed(lines, len(asked) + len(unreadable), "questions")
 
 
-def _list_failed(failed: Sequence[str], total: int) -> int:
+def _list_failed(failed: Sequence[str], total: int, unit: str) -> int:
     for line in failed:
         say(f"failed: {line}", sys.stderr)
     if failed:
-        say(f"{len(failed)} of {total} clips failed", sys.stderr)
+        say(f"{len(failed)} of {total} {unit} failed", sys.stderr)
     return 1 if failed else 0
 
 

@@ -43,8 +43,16 @@ def prepare(
     """
     sources = _sources(conversation)
     limit = processor.max_audio_seconds
-    waveforms = [load_audio(source, max_seconds=limit) for source in sources]
+    waveforms = [
+        load_audio(source, max_seconds=limit, allow_remote=processor.allow_remote) for source in sources
+    ]
     encoded = _encoded(processor, conversation, [frames_of(len(waveform)) for waveform in waveforms])
+    last = len(conversation["messages"])
+    if conversation["messages"][-1]["role"] == "assistant":
+        raise AlmosaicError(
+            f"message {last}: expected a user's message last, found the assistant's; "
+            "leave out the answer that the model is to write"
+        )
     context = getattr(model.config.text_config, "max_position_embeddings", None)
     if context is not None and len(encoded.input_ids) + max_new_tokens > context:
         raise AlmosaicError(
@@ -57,6 +65,31 @@ def prepare(
 def name_of(conversation: Any, index: int) -> Any:
     """A conversation's `id`, or its place among all when it has none."""
     return conversation.get("id", index) if isinstance(conversation, Mapping) else index
+
+
+def longest_first(
+    processor: Any, chunk: Sequence[tuple[int, Conversation]]
+) -> list[tuple[int, Conversation]]:
+    """Numbered conversations by the length of their prompts, those about the same clips side by side."""
+    lengths = [expected_length(processor, conversation) for _, conversation in chunk]
+    clips = [_same_clips(index, conversation) for index, conversation in chunk]
+    longest: dict[object, int] = {}
+    for length, own in zip(lengths, clips, strict=True):
+        longest[own] = max(length, longest.get(own, 0))
+    first = {own: place for place, own in reversed(list(enumerate(clips)))}
+    order = sorted(
+        range(len(chunk)), key=lambda place: (-longest[clips[place]], first[clips[place]], -lengths[place])
+    )
+    return [chunk[place] for place in order]
+
+
+def _same_clips(index: int, conversation: Conversation) -> object:
+    """Equal for conversations that name the same clips."""
+    try:
+        sources = _sources(conversation)
+    except AlmosaicError:
+        sources = []
+    return tuple(s if isinstance(s, str | Path) else id(s) for s in sources) or index
 
 
 def expected_length(processor: Any, conversation: Conversation) -> int:

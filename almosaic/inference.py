@@ -17,7 +17,7 @@ from almosaic.conversations import (
     Conversation,
     Prepared,
     batch_inputs,
-    expected_length,
+    longest_first,
     name_of,
     prepare,
 )
@@ -168,7 +168,7 @@ def _answered(
     """Results with their places, longest prompts first; clips are decoded when their batch is due."""
     model, processor = memory.model, memory.processor
     ready: list[Prepared] = []
-    for index, conversation in _longest_first(processor, chunk):
+    for index, conversation in longest_first(processor, chunk):
         try:
             ready.append(prepare(model, processor, conversation, max_new_tokens, index))
         except AlmosaicError as error:
@@ -178,12 +178,6 @@ def _answered(
             ready = []
     if ready:
         yield from _answer_batch(ready, memory, max_new_tokens, settings)
-
-
-def _longest_first(processor: Any, chunk: list[tuple[int, Conversation]]) -> list[tuple[int, Conversation]]:
-    lengths = [expected_length(processor, conversation) for _, conversation in chunk]
-    order = sorted(range(len(chunk)), key=lambda place: -lengths[place])
-    return [chunk[place] for place in order]
 
 
 def _answer_batch(

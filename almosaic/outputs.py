@@ -1,8 +1,8 @@
 """Files in, files out: embeddings and answers for many clips."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from almosaic.alm import AlmosaicForConditionalGeneration
-from almosaic.data.formats import question
+from almosaic.alm.quantization import Scheme
+from almosaic.alm.sources import weights_sha256
+from almosaic.answer_files import AnswerFile, Failure, read_about
+from almosaic.conversations import Conversation
+from almosaic.data.formats import ChatRows, question
+from almosaic.data.row_files import SUFFIXES
 from almosaic.data.sources import audio_below
 from almosaic.errors import AlmosaicError
 from almosaic.inference import embed, generate
-from almosaic.loading import load_model
+from almosaic.loading import load_model, model_folder
+from almosaic.sampling import SamplingSettings
 from almosaic.training.callbacks import quiet_library
 
 EMBEDDING_SUFFIXES = (".safetensors", ".npz", ".jsonl")
@@ -93,89 +99,147 @@ def _write_embeddings(path: Path, ids: list[str], embeddings: NDArray[np.float32
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+def questions(arguments: Sequence[str], prompt: str | None) -> tuple[list[Conversation], list[Failure]]:
+    """What is asked: `prompt` about each audio file, and the conversations of chat files; and what is wrong.
+
+    Args:
+        arguments: audio files, folders of them, and chat files (.jsonl, .json, .csv, ...), whose rows need no
+            answers.
+        prompt: asked about the audio files; the rows of chat files bring their own.
+
+    Raises:
+        AlmosaicError: a file is missing or unreadable, audio came without a prompt, or an id stands twice.
+    """
+    files = [argument for argument in arguments if Path(argument).suffix.lower() in SUFFIXES]
+    clips = audio_files([argument for argument in arguments if argument not in files])
+    if clips and prompt is None:
+        raise AlmosaicError(f"expected --prompt TEXT with audio files such as {clips[0]}, found none")
+    if prompt is not None and not clips:
+        raise AlmosaicError("--prompt is asked about audio files, found chat files alone; leave it out")
+    asked: list[Conversation] = [
+        {"id": path, "messages": [question(str(prompt))], "audios": [path]} for path in clips
+    ]
+    failed: list[Failure] = []
+    if files:
+        rows = ChatRows(files, answers=False)
+        for index in range(len(rows)):
+            try:
+                asked.append(rows[index])
+            except AlmosaicError as error:
+                failed.append((rows.place(index), str(error)))
+    names = Counter(row["id"] for row in asked)
+    if repeated := [name for name, times in names.items() if times > 1]:
+        raise AlmosaicError(
+            f"expected ids that stand once, found {repeated[0]!r} {names[repeated[0]]} times "
+            f"({len(repeated)} such ids): answers are kept by their id; rename them"
+        )
+    return asked, failed
+
+
 def generate_files(
     model_folder: str,
-    sources: Sequence[str],
-    prompt: str,
+    asked: Sequence[Conversation],
     out: Path | None,
     *,
     batch_size: int = 8,
     max_new_tokens: int = 64,
-    temperature: float = 0.0,
+    sampling: Mapping[str, Any] | None = None,
+    max_audio_seconds: float | None = None,
+    allow_remote: bool = False,
+    quantize: Scheme | None = None,
+    unreadable: Sequence[Failure] = (),
     report: Callable[[str], None],
     progress: Advance,
-) -> list[str]:
-    """Ask the same about every clip; answers go to `out`, which is continued, or to `report`.
+) -> list[Failure]:
+    """Answer conversations; answers go to `out`, which is continued, or in order to `report`.
 
-    Each answer is written as soon as its batch is done, as `{"id", "prompt", "prediction"}` on its own line.
+    With `out`, similar lengths of 4,096 conversations are put together, each answer is written as soon as its
+    batch is done, and the finished file is put in the order of the questions.
 
     Returns:
-        one line for each clip that could not be answered; it is tried again when the command is repeated.
+        id and reason of what could not be answered, `unreadable` first; tried again when this is repeated.
 
     Raises:
-        AlmosaicError: no audio-language model, or `out` holds something else than answers to this prompt.
+        AlmosaicError: no audio-language model, or `out` holds something else than answers to these questions
+            from this model with these settings.
     """
-    answered = set() if out is None else continue_answers(out, prompt)
-    waiting = [source for source in sources if source not in answered]
-    for _ in range(len(sources) - len(waiting)):
+    settings = SamplingSettings.of(sampling or {})
+    prompts = {row["id"]: _last_words(row["messages"]) for row in asked}
+    file = None
+    if out is not None:
+        settings = _seeded_as_before(settings, out)
+        made_with = _made_with(model_folder, quantize, max_new_tokens, settings)
+        file = AnswerFile(out, made_with, prompts)
+    waiting = [row for row in asked if file is None or row["id"] not in file.answered]
+    for _ in range(len(asked) - len(waiting)):
         progress()
-    if not waiting:
-        return []
-    with quiet_library():
-        model, processor = load_model(model_folder, kind="alm")
-    if not isinstance(model, AlmosaicForConditionalGeneration):
-        raise AlmosaicError(
-            f"{model_folder} is an encoder, which cannot answer; give an audio-language model"
-        )
-    sampling: dict[str, Any] = {"temperature": temperature} if temperature else {}
-    asked = ({"id": path, "messages": [question(prompt)], "audios": [path]} for path in waiting)
-    failed: list[str] = []
-    for batch in _batches(asked, batch_size):
-        answers = generate(
-            model, processor, batch, batch_size=batch_size, max_new_tokens=max_new_tokens, **sampling
-        )
-        for answer in answers:
-            progress()
-            if "error" in answer:
-                failed.append(answer["error"])
-            elif out is None:
-                report(f"{answer['id']}\t{answer['prediction']}")
-            else:
-                _append(out, {"id": answer["id"], "prompt": prompt, "prediction": answer["prediction"]})
+    failed = list(unreadable)
+    answers: Iterable[dict[str, Any]] = ()
+    if waiting:
+        model, processor = _listener(model_folder, quantize)
+        processor.max_audio_seconds = max_audio_seconds or processor.max_audio_seconds
+        processor.allow_remote = allow_remote or processor.allow_remote
+        chosen: dict[str, Any] = {"max_new_tokens": max_new_tokens, **settings.model_dump()}
+        answers = generate(model, processor, waiting, batch_size=batch_size, ordered=file is None, **chosen)
+    if file is None:
+        failed += _shown(answers, report, progress)
+    else:
+        failed += file.filled(answers, progress, failed)
     return failed
 
 
-def _batches(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    while batch := list(islice(rows, size)):
-        yield batch
+def _shown(
+    answers: Iterable[dict[str, Any]], report: Callable[[str], None], progress: Advance
+) -> list[Failure]:
+    """Report one line for each answer, whatever line breaks it holds; returns what has none."""
+    failed: list[Failure] = []
+    for answer in answers:
+        progress()
+        if "error" in answer:
+            failed.append((answer["id"], answer["error"]))
+            continue
+        for text in answer.get("predictions", [answer["prediction"]]):
+            report(f"{answer['id']}\t{' '.join(text.split())}")
+    return failed
 
 
-def _append(out: Path, record: dict[str, Any]) -> None:
-    with out.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+def _last_words(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The text of the last message, which is what is asked."""
+    content = messages[-1]["content"]
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")
 
 
-def continue_answers(out: Path, prompt: str) -> set[str]:
-    """Ids that `out` already answers; a last line that was cut off is removed.
+def _seeded_as_before(settings: SamplingSettings, out: Path) -> SamplingSettings:
+    """Settings with the seed of the answers that `out` holds already, where none is asked for."""
+    before = read_about(out) or {}
+    if settings.samples and settings.seed is None and before.get("seed") is not None:
+        return settings.model_copy(update={"seed": before["seed"]})
+    return settings.with_seed()
 
-    Raises:
-        AlmosaicError: a line is no answer, or an answer to another prompt.
-    """
-    if not out.is_file():
-        return set()
-    content = out.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    answered = set()
-    for number, line in enumerate(whole.decode("utf-8", errors="replace").splitlines(), 1):
-        try:
-            record = json.loads(line)
-            name, about = record["id"], record["prompt"]
-        except (ValueError, TypeError, KeyError):
-            raise AlmosaicError(f"{out}:{number} is not an answer of ours; choose another file") from None
-        if about != prompt:
-            raise AlmosaicError(f"{out} holds answers to {about!r}, not to {prompt!r}; choose another file")
-        answered.add(name)
-    if len(whole) < len(content):
-        with out.open("r+b") as file:
-            file.truncate(len(whole))
-    return answered
+
+def _made_with(
+    folder: str, quantize: Scheme | None, max_new_tokens: int, settings: SamplingSettings
+) -> dict[str, Any]:
+    """What an answer depends on; the weights of a language model that lies elsewhere count too."""
+    place = model_folder(folder, "alm")
+    config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    elsewhere = (config.get("language_model_source") or {}).get("sha256")
+    weights = "+".join(filter(None, [weights_sha256(place), elsewhere]))
+    return {
+        "model": folder,
+        "weights": weights,
+        "quantize": quantize,
+        "max_new_tokens": max_new_tokens,
+        **settings.model_dump(),
+    }
+
+
+def _listener(folder: str, quantize: Scheme | None) -> tuple[Any, Any]:
+    """The audio-language model of a folder, or AlmosaicError for one that cannot answer."""
+    with quiet_library():
+        model, processor = load_model(folder, kind="alm", quantize=quantize)
+    if not isinstance(model, AlmosaicForConditionalGeneration):
+        raise AlmosaicError(f"{folder} is an encoder, which cannot answer; give an audio-language model")
+    return model, processor
