@@ -263,6 +263,8 @@ class JoinedShortClips:
 class BadClips:
     """Names and counts the clips that could not be used, and stops the run above a share of all.
 
+    Of several processes each counts the clips that it meets.
+
     Args:
         clips: number of clips in the source.
         limit_share: the run stops when more than this share of them is bad.

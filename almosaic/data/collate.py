@@ -81,7 +81,7 @@ class ChatCollator:
         return batch
 
     def _all_text(self, batch: Batch) -> Tensor:
-        ids = batch["input_ids"]
+        ids: Tensor = batch["input_ids"]
         text = (ids != self.processor.audio_token_id) & batch["attention_mask"].bool()
         follows_text = text & text.roll(1, dims=1)
         follows_text[:, 0] = False  # nothing comes before it

@@ -14,7 +14,7 @@ from almosaic.audio import MAX_SECONDS
 from almosaic.data import draws
 from almosaic.data.clips import BadClips
 from almosaic.data.collate import ChatCollator
-from almosaic.data.datasets import ChatDataset
+from almosaic.data.datasets import ChatData, ChatDataset
 from almosaic.data.scene_chat import SceneChatSettings
 from almosaic.errors import AlmosaicError
 from almosaic.feature_cache import FeatureCache
@@ -28,6 +28,11 @@ from almosaic.training.callbacks import quiet_library
 from almosaic.training.checkpoints import write_model
 from almosaic.training.optim import OptimSettings, training_arguments
 from almosaic.training.trainer import AlmosaicTrainer
+
+_NO_SHARDS = (
+    "trainer.fsdp cannot shard a language model quantised to {}; leave fsdp out, so that each process holds "
+    "all of it, or leave quantize out"
+)
 
 
 class AlmStageSettings(Settings):
@@ -73,6 +78,8 @@ class AlmStageSettings(Settings):
                 f"tune.language_model: full cannot train weights quantised to {self.quantize}; use lora, or "
                 "leave quantize out"
             )
+        if self.quantize is not None and self.optim.trainer.get("fsdp"):
+            raise AlmosaicError(_NO_SHARDS.format(self.quantize))
         if self.cache_features and self.tune.audio_tower != "frozen":
             raise AlmosaicError(
                 "cache_features: true needs tune.audio_tower: frozen, since a changing encoder makes stored "
@@ -118,15 +125,8 @@ def train_alm(
     apply_tuning(model, settings.tune)
     if settings.optim.steps == 0:
         return write_model(folder, model, processor)
-    parts_of_data = [open_chat_data(part, bank, scenes, seed, stage) for part in settings.data]
-    context = getattr(model.config.text_config, "max_position_embeddings", None)
-    data = ChatDataset(parts_of_data, processor, context)
-    data.source.allow_seconds(settings.max_audio_seconds)
-    bad = BadClips(len(data), settings.bad_clip_share, unit="row")
-    data.attempts = bad.attempts
-    if settings.cache_features:
-        data.cache = _cache(settings, model, processor, data, cache_folder or folder / "features")
-        BadClips(len(data.source), settings.bad_clip_share).note(list(data.cache.bad.items()))
+    rows = [open_chat_data(part, bank, scenes, seed, stage) for part in settings.data]
+    data, bad = _dataset(settings, rows, model, processor, cache_folder or folder / "features")
     trainer = AlmosaicTrainer(
         model,
         settings.optim,
@@ -139,9 +139,30 @@ def train_alm(
         prepare=AudioInputs(processor.feature_extractor, bad),
         lengths=data.lengths if settings.group_by_length else None,
         every_row=True,
+        # The audio parts are gathered with the rest: a batch without clips need not run through them.
+        layers=sorted(model.language_model._no_split_modules or ()),
     )
     trainer.run(resume)
-    return trainer.on_main(lambda: write_model(folder, model, processor))
+    return trainer.write_model(processor)
+
+
+def _dataset(
+    settings: AlmStageSettings,
+    rows: list[ChatData],
+    model: AlmosaicForConditionalGeneration,
+    processor: AlmosaicProcessor,
+    cache_folder: Path,
+) -> tuple[ChatDataset, BadClips]:
+    """The conversations with their clips or features, and the count of those that cannot be used."""
+    context = getattr(model.config.text_config, "max_position_embeddings", None)
+    data = ChatDataset(rows, processor, context)
+    data.source.allow_seconds(settings.max_audio_seconds)
+    bad = BadClips(len(data), settings.bad_clip_share, unit="row")
+    data.attempts = bad.attempts
+    if settings.cache_features:
+        data.cache = _cache(settings, model, processor, data, cache_folder)
+        BadClips(len(data.source), settings.bad_clip_share).note(list(data.cache.bad.items()))
+    return data, bad
 
 
 class AudioInputs:
@@ -184,6 +205,8 @@ def _open(
             quantize=settings.quantize,
         )
     processor.max_audio_seconds = settings.max_audio_seconds
+    if settings.optim.trainer.get("fsdp") and model.config.language_model_quantization is not None:
+        raise AlmosaicError(_NO_SHARDS.format(model.config.language_model_quantization))
     return model, processor
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import distributed
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging as library_logging
@@ -203,6 +204,7 @@ class FiniteCallback(TrainerCallback):  # type: ignore[misc]
         self.losses = []
         named = [(name, value.grad) for name, value in model.named_parameters() if value.grad is not None]
         norm = torch.nn.utils.get_total_norm([gradient for _, gradient in named])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # of a sharded model
         if not torch.isfinite(loss + norm):
             first = next((name for name, gradient in named if not torch.isfinite(gradient).all()), "none")
             raise AlmosaicError(

@@ -10,15 +10,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from almosaic.errors import AlmosaicError
 from almosaic.files import write_whole
 
 STATE_FILE = "trainer_state.json"
 ROWS_FILE = "rows.json"
+OPTIMIZER_FILE = "optimizer.pt"
+SCHEDULER_FILE = "scheduler.pt"
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 
@@ -68,9 +77,15 @@ def put_in_place(written: Path, path: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def write_model(folder: Path, *parts: Any, name: str = "model") -> Path:
-    """Write `folder/name` with `save_pretrained` of a model and what goes with it, and return its path."""
+def write_model(
+    folder: Path, model: Any, *parts: Any, name: str = "model", tensors: dict[str, Any] | None = None
+) -> Path:
+    """Write `folder/name` with `save_pretrained` of a model and what goes with it, and return its path.
+
+    `tensors` are those of a sharded model, see `whole_tensors`.
+    """
     with whole_folder(folder / name) as temporary:
+        model.save_pretrained(temporary, **({} if tensors is None else {"state_dict": tensors}))
         for part in parts:
             part.save_pretrained(temporary)
     return folder / name
@@ -142,7 +157,7 @@ def remove_temporary(folder: Path) -> None:
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:
-    """Load a checkpoint's tensors into `model`, of which only the keys it never saves may be missing.
+    """Load a checkpoint's tensors into `model`, sharded or not, of which only keys it never saves may lack.
 
     Raises:
         AlmosaicError: a tensor is missing, unknown or of another shape.
@@ -155,11 +170,11 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
     own = model.state_dict()
     never_saved = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     # Tied tensors are saved once, under one of their names.
-    present = {own[key].data_ptr() for key in saved if key in own}
+    present = {_storage(own[key]) for key in saved if key in own}
     missing = [
         key
         for key in own
-        if key not in saved and key not in never_saved and own[key].data_ptr() not in present
+        if key not in saved and key not in never_saved and _storage(own[key]) not in present
     ]
     wrong = [key for key in saved if key not in own or own[key].shape != saved[key].shape]
     if missing or wrong:
@@ -167,7 +182,50 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
             f"checkpoint {checkpoint} does not fit the model of this recipe: missing {_some(missing)}, "
             f"unknown or of another shape {_some(wrong)}; resume with the recipe that wrote it, or start anew"
         )
-    model.load_state_dict(saved, strict=False)
+    with torch.no_grad():
+        for key, tensor in saved.items():
+            _fill(own[key], tensor)
+
+
+def whole_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What is saved of a model that is sharded over processes, on the CPU; all of them have to call it.
+
+    Tensors that are never saved (frozen language model weights) are not gathered.
+    """
+    never_saved = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    return {key: _whole(tensor) for key, tensor in model.state_dict().items() if key not in never_saved}
+
+
+def save_sharded_optimizer(folder: Path, model: nn.Module, optimizer: Any, *, write: bool) -> None:
+    """Write the state of an optimizer over a sharded model as one file; all processes have to call it."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_optimizer_state_dict(model, optimizer, options=options)
+    if write:
+        torch.save(state, folder / OPTIMIZER_FILE)
+
+
+def load_sharded_optimizer(folder: Path, model: nn.Module, optimizer: Any) -> None:
+    """Give each process its share of the state that `save_sharded_optimizer` wrote."""
+    state = torch.load(folder / OPTIMIZER_FILE, weights_only=True)
+    set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(full_state_dict=True))
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+
+
+def _fill(own: torch.Tensor, values: torch.Tensor) -> None:
+    """Write values into a tensor of the model, or this process's share of them."""
+    if isinstance(own, DTensor):
+        values = distribute_tensor(
+            values.to(own.device), own.device_mesh, own.placements, src_data_rank=None
+        ).to_local()
+        own = own.to_local()
+    own.copy_(values)
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).data_ptr()
 
 
 def _some(keys: list[str]) -> str:

@@ -1,9 +1,11 @@
 """How a stage is optimised: its settings, learning-rate curve, parameter groups and `TrainingArguments`."""
 
+import copy
 import dataclasses
 import math
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +18,8 @@ from almosaic.errors import AlmosaicError
 from almosaic.settings import Settings
 
 _BLOCK = re.compile(r"(?:encoder\.)?blocks\.(\d+)\.")
+
+SHARDING_VARIABLE = "ACCELERATE_USE_FSDP"  # how the library remembers, for as long as the process lives
 
 # TrainingArguments fields that a key of ours (or the stage itself) decides.
 OWNED = {
@@ -119,6 +123,20 @@ def check_trainer_keys(extra: Mapping[str, Any]) -> None:
             raise AlmosaicError(
                 f"trainer.{key} is not a field of transformers.TrainingArguments; valid: {valid}"
             )
+    if "fsdp_config" in extra:
+        _check_shards(extra["fsdp_config"])
+
+
+def _check_shards(config: Any) -> None:
+    """Refuse shards of a kind that our checkpoints do not know; `config` is `trainer.fsdp_config`."""
+    if not isinstance(config, Mapping):
+        raise AlmosaicError(f"trainer.fsdp_config: expected a mapping, found {config!r}; write its keys out")
+    keys = {str(key).removeprefix("fsdp_"): value for key, value in config.items()}
+    if keys.get("version", 2) != 2 or "state_dict_type" in keys:
+        raise AlmosaicError(
+            "trainer.fsdp_config: expected version 2 and no state_dict_type, since checkpoints hold whole "
+            f"tensors; found {', '.join(f'{key}: {value}' for key, value in keys.items())}"
+        )
 
 
 def rate_factor(settings: OptimSettings, step: int, total: int) -> float:
@@ -210,14 +228,40 @@ def _decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and last not in ("bias", "cls_token", "pos_embed", "query_tokens", "queries")
 
 
-def training_arguments(settings: OptimSettings, folder: Path, seed: int) -> TrainingArguments:
-    """The library's arguments for one stage; uses a GPU when there is one, bf16 there unless told otherwise.
+def check_sharding(wanted: bool, processes: int, gpu: bool) -> None:
+    """Refuse what the library would turn into training without shards, or with shards that nobody asked for.
 
     Raises:
-        AlmosaicError: the batch does not divide over processes and accumulation, or bf16 cannot run here.
+        AlmosaicError: `fsdp` with one process or without GPUs; or the environment asks for it instead.
+    """
+    if not wanted and os.environ.get(SHARDING_VARIABLE, "false").lower() == "true":
+        raise AlmosaicError(
+            f"{SHARDING_VARIABLE} is set but the recipe has no trainer.fsdp; set that instead, and start "
+            "with `torchrun --nproc_per_node N`"
+        )
+    if wanted and (processes < 2 or not gpu):
+        raise AlmosaicError(
+            f"trainer.fsdp shards a model over the GPUs of several processes, found {processes} process"
+            f"{'es' * (processes > 1)} and {'a' if gpu else 'no'} GPU; start with `torchrun --nproc_per_node "
+            "N`, or leave fsdp out"
+        )
+
+
+def training_arguments(
+    settings: OptimSettings, folder: Path, seed: int, layers: Sequence[str] = ()
+) -> TrainingArguments:
+    """The library's arguments for one stage; uses a GPU when there is one, bf16 there unless told otherwise.
+
+    `layers` names the classes of modules that a sharded model gathers one at a time.
+
+    Raises:
+        AlmosaicError: the batch does not divide over processes and accumulation, bf16 cannot run here, or the
+            model cannot be sharded here.
     """
     check_trainer_keys(settings.trainer)
     gpu = torch.cuda.is_available()
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    check_sharding(bool(settings.trainer.get("fsdp")), processes, gpu)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=settings.steps if settings.steps is not None else -1,
@@ -241,8 +285,10 @@ def training_arguments(settings: OptimSettings, folder: Path, seed: int) -> Trai
         use_cpu=not gpu,
         remove_unused_columns=False,
         disable_tqdm=True,
-        **settings.trainer,
+        **copy.deepcopy(settings.trainer),  # the library writes into its mappings
     )
+    if arguments.fsdp_plugin_args is not None and layers:
+        arguments.fsdp_plugin_args.setdefault("transformer_cls_names_to_wrap", ",".join(layers))
     share = arguments.world_size * settings.accumulation
     if settings.batch_size % share:
         raise AlmosaicError(

@@ -1,5 +1,6 @@
 """The one trainer: transformers' `Trainer` with work on the device, finite checks and whole checkpoints."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,13 @@ from almosaic.training.callbacks import (
     StopCallback,
     worker_errors_in_one_line,
 )
-from almosaic.training.optim import OptimSettings, parameter_groups, rate_factor, training_arguments
+from almosaic.training.optim import (
+    SHARDING_VARIABLE,
+    OptimSettings,
+    parameter_groups,
+    rate_factor,
+    training_arguments,
+)
 from almosaic.training.order import EpochOrder, StepShares
 
 Batch = dict[str, Any]
@@ -35,7 +42,8 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
     a dataset that is better read shard by shard, `lengths` gives those of the rows in the epoch at hand, to
     group them: see `EpochOrder`. With `every_row` the last step of an epoch has the rows that are left, see
     `StepShares`; the collator then makes a batch of no rows too. Otherwise the first rows of the epoch fill
-    it up where there are several processes.
+    it up where there are several processes. `layers` are the classes of those modules that a sharded model
+    gathers one at a time, each of which every batch has to run through.
     """
 
     def __init__(
@@ -55,8 +63,9 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
         blocks: Sequence[int] | None = None,
         lengths: Callable[[], Sequence[int]] | None = None,
         every_row: bool = False,
+        layers: Sequence[str] = (),
     ) -> None:
-        arguments = training_arguments(settings, folder, draws.key(seed, stage) % 2**31)
+        arguments = training_arguments(settings, folder, draws.key(seed, stage) % 2**31, layers)
         self.settings, self.parts, self.prepare, self.folder = settings, parts, prepare, folder
         arguments.dataloader_drop_last, self.every_row = drop_last, every_row
         self.order = EpochOrder(len(dataset), seed, stage, blocks, lengths, settings.batch_size)
@@ -92,6 +101,7 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
                 self.train(resume_from_checkpoint=str(found) if found else None)
         finally:
             self.progress.close()
+            os.environ.pop(SHARDING_VARIABLE, None)  # another stage may not shard
         if self.stop.stopped:
             raise Interrupted(
                 f"stopped at step {self.state.global_step} of {self.state.max_steps}; "
@@ -208,7 +218,36 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        checkpoints.load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
+
+    def write_model(self, *parts: Any) -> Path:
+        """Let the main process write `folder/model`: the model, and what goes with it; the others wait."""
+        tensors = checkpoints.whole_tensors(self.model) if self.is_fsdp_enabled else None
+        return self.on_main(lambda: checkpoints.write_model(self.folder, self.model, *parts, tensors=tensors))
+
+    # A sharded model, see PyTorch's `fully_shard`: the same files as of a model in one piece.
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the weights, which all processes gather where they are sharded."""
         if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            self._save(output_dir, state_dict=checkpoints.whole_tensors(self.model))
         else:
-            checkpoints.load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
+            super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        folder, write = Path(output_dir), self.args.should_save
+        checkpoints.save_sharded_optimizer(folder, self.model, self.optimizer.optimizer, write=write)
+        if write:
+            torch.save(self.lr_scheduler.state_dict(), folder / checkpoints.SCHEDULER_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        folder = Path(checkpoint)
+        checkpoints.load_sharded_optimizer(folder, self.model, self.optimizer.optimizer)
+        state = torch.load(folder / checkpoints.SCHEDULER_FILE, weights_only=True)
+        self.lr_scheduler.load_state_dict(state)

@@ -166,3 +166,46 @@ def test_layer_decay_counts_frozen_blocks_and_needs_some():
 
 def test_weight_decay_may_reach_vectors():
     assert {decay for _, decay in rates_of(Blocks(), decay_vectors=True).values()} == {0.3}
+
+
+SHARDED = {"fsdp": True, "fsdp_config": {"reshard_after_forward": False}}
+
+
+def test_a_sharded_model_gathers_the_layers_it_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("almosaic.training.optim.check_sharding", lambda *_: None)
+    settings = OptimSettings(steps=1, trainer=SHARDED)
+    arguments = training_arguments(settings, tmp_path, 0, ["LlamaDecoderLayer", "Other"])
+    plugin = arguments.fsdp_plugin_args
+    assert plugin["transformer_cls_names_to_wrap"] == "LlamaDecoderLayer,Other"
+    assert plugin["fsdp_version"] == 2 and plugin["reshard_after_forward"] is False
+    assert settings.trainer == SHARDED, "the recipe is not written into"
+    own = {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": ["Mine"]}}
+    arguments = training_arguments(OptimSettings(steps=1, trainer=own), tmp_path, 0, ["LlamaDecoderLayer"])
+    assert arguments.fsdp_plugin_args["transformer_cls_names_to_wrap"] == "Mine"
+
+
+@pytest.mark.parametrize(
+    ("processes", "message"),
+    [("1", "found 1 process and no GPU; start with `torchrun"), ("2", "found 2 processes and no GPU")],
+)
+def test_without_gpus_or_others_nothing_pretends_to_be_sharded(tmp_path, monkeypatch, processes, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    with pytest.raises(AlmosaicError, match=message):
+        training_arguments(OptimSettings(steps=1, trainer={"fsdp": True}), tmp_path, 0)
+
+
+def test_shards_that_only_the_environment_asks_for_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(
+        AlmosaicError, match=r"ACCELERATE_USE_FSDP is set but the recipe has no trainer\.fsdp"
+    ):
+        training_arguments(OptimSettings(steps=1), tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+    "config", [{"version": 1}, {"fsdp_state_dict_type": "SHARDED_STATE_DICT"}, "shards.json"]
+)
+def test_shards_that_our_checkpoints_do_not_know_are_refused(config):
+    with pytest.raises(ValidationError, match=r"trainer\.fsdp_config: expected"):
+        OptimSettings(steps=1, trainer={"fsdp": True, "fsdp_config": config})
