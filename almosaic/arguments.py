@@ -5,6 +5,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+# As in `data.chat_forms`, which is not imported for the sake of `--help`; a test compares them.
+FORMATS = (
+    *("auto", "messages", "sharegpt", "vila", "pairs", "query", "alpaca", "openaqa", "salmonn", "slam"),
+    *("audio_flamingo_2", "mdl", "captions"),
+)
+
 Verbs = Mapping[str, Callable[[argparse.Namespace], int]]
 """What runs each verb and returns the exit status."""
 
@@ -20,12 +26,33 @@ def build_parser(run: Verbs, version: str) -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_recipe_verbs(verbs, run)
     _add_model_verbs(verbs, run)
-    check = verbs.add_parser("check", help="decode every clip of a manifest, a folder or tar archives")
+    _add_check(verbs, run)
+    return parser
+
+
+def _add_check(verbs: Any, run: Verbs) -> None:
+    check = verbs.add_parser("check", help="decode every clip of a chat file, manifest, folder or archive")
     check.add_argument(
-        "data", metavar="DATA", nargs="+", help="a manifest, a folder of audio, a .tar archive or a pattern"
+        "data",
+        metavar="DATA",
+        nargs="+",
+        help="a chat file (.jsonl, .json, .csv), a manifest, a folder of audio, a .tar archive or a pattern",
+    )
+    chat = check.add_argument_group("for chat files")
+    chat.add_argument("--format", metavar="NAME", choices=FORMATS, help=f"one of {', '.join(FORMATS)}")
+    chat.add_argument(
+        "--audio-root",
+        metavar="FOLDER",
+        type=Path,
+        help="where relative audio paths start (default: the file's)",
+    )
+    chat.add_argument(
+        "--archives", metavar="TAR", nargs="+", help="archives or a pattern, in which clips are looked up"
+    )
+    chat.add_argument(
+        "--model", metavar="MODEL", help="count the tokens of each row too, as this model would"
     )
     check.set_defaults(run=run["check"])
-    return parser
 
 
 def _add_recipe_verbs(verbs: Any, run: Verbs) -> None:

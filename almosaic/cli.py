@@ -123,17 +123,28 @@ def _recipe_show(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from almosaic.data.check import check_data
+    from almosaic.data.check import ChatOptions, check_data
 
+    tokens = None if arguments.model is None else _token_counter(arguments.model)
+    chat = ChatOptions(arguments.format, arguments.audio_root, tuple(arguments.archives or ()), tokens)
     status = 0
     for target in arguments.data:
+        notes: list[str] = []
         with _progress(None, "clips") as advance:
-            items, complaints = check_data(target, advance)
-        for complaint in complaints:
-            say(complaint)
+            items, complaints = check_data(target, advance, chat, notes.append)
+        for line in (*complaints, *notes):
+            say(line)
         say(f"{target}: {f'{len(complaints)} of {items} are bad' if complaints else f'all {items} are good'}")
         status = 2 if complaints else status
     return status
+
+
+def _token_counter(model: str) -> Any:
+    from almosaic.alm import AlmosaicProcessor
+    from almosaic.data.chat_check import token_counter
+    from almosaic.loading import model_folder
+
+    return token_counter(AlmosaicProcessor.from_pretrained(model_folder(model, "alm")))
 
 
 def _embed(arguments: argparse.Namespace) -> int:

@@ -39,6 +39,11 @@ class ChatFileDataset(Dataset[Conversation]):
         rows: the conversations.
         archives: tar archives in which the clips' names are looked up, None = the names are paths.
 
+    Attributes:
+        source: the clips.
+        ends: mentions of clips up to the end of each row, [R].
+        clips: which clip each mention is of.
+
     Raises:
         AlmosaicError: a row cannot be used.
     """
@@ -52,9 +57,9 @@ class ChatFileDataset(Dataset[Conversation]):
             counts.append(len(audios))
             for audio in audios:
                 digests += hashlib.blake2b(audio.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        self._ends = np.cumsum(np.array(counts, np.int64))
-        self._clips, first = _numbered(np.frombuffer(digests, np.uint64).reshape(-1, 2))
-        self.source = RowClips(rows, self._ends, first, archives)
+        self.ends = np.cumsum(np.array(counts, np.int64))
+        self.clips, first = _numbered(np.frombuffer(digests, np.uint64).reshape(-1, 2))
+        self.source = RowClips(rows, self.ends, first, archives)
 
     def set_epoch(self, epoch: int) -> None:
         """Nothing depends on the epoch."""
@@ -64,8 +69,8 @@ class ChatFileDataset(Dataset[Conversation]):
 
     def __getitem__(self, index: int) -> Conversation:
         row = self.rows[index]
-        end = int(self._ends[index])
-        clips = self._clips[end - len(row["audios"]) : end].tolist()
+        end = int(self.ends[index])
+        clips = self.clips[end - len(row["audios"]) : end].tolist()
         return {"id": row["id"], "messages": row["messages"], "clips": clips}
 
 

@@ -143,6 +143,11 @@ def recognise(record: Record, form: Format, place: str) -> str:
     )
 
 
+def may_be_chat(record: Record) -> bool:
+    """Whether a record has the keys of any form."""
+    return bool(_candidates(tuple(key for key, value in record.items() if value is not None)))
+
+
 @lru_cache(maxsize=256)
 def _candidates(keys: tuple[str, ...]) -> list[tuple[str, list[str]]]:
     """The forms whose keys are there, each with the keys that it does not know."""

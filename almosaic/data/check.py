@@ -1,11 +1,13 @@
-"""What is wrong with a manifest, a folder of audio or tar archives: one line for each bad item."""
+"""What is wrong with a chat file, a manifest, a folder or tar archives: one line for each bad item."""
 
 import glob
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from almosaic.audio import AUDIO_SUFFIXES, decoded_seconds
+from almosaic.data.chat_check import ChatCheck, CountTokens, is_chat_file
+from almosaic.data.chat_forms import Format
 from almosaic.data.clips import FileClips
 from almosaic.data.manifest import check_manifest
 from almosaic.data.shards import ShardClips
@@ -22,17 +24,43 @@ class Checked(NamedTuple):
     complaints: list[str]
 
 
-def check_data(target: str, progress: Progress = lambda done, total: None) -> Checked:
-    """Decode every clip of a folder, of a tar archive or a pattern of archives, of a manifest, or one file.
+class ChatOptions(NamedTuple):
+    """How a chat file is read: see `ChatCheck`; with `form`, any file is taken for one."""
+
+    form: Format | None = None
+    audio_root: Path | None = None
+    archives: Sequence[str] = ()
+    tokens: CountTokens | None = None
+
+
+def check_data(
+    target: str,
+    progress: Progress = lambda done, total: None,
+    chat: ChatOptions = ChatOptions(),  # noqa: B008 (it is immutable)
+    note: Callable[[str], object] = lambda line: None,
+) -> Checked:
+    """Decode every clip of a chat file, a folder, a tar archive or several, a manifest, or one file.
 
     Args:
         target: what to look at; a name with `*`, `?` or `[` that is no file is a pattern of archives.
         progress: called with (items done, items in all) after every item.
+        chat: how a chat file is read.
+        note: called with each line about the lengths of a chat file's rows and clips.
 
     Raises:
-        AlmosaicError: there is nothing of that name, or a folder without audio.
+        AlmosaicError: there is nothing of that name, a folder without audio, or options of chat files for
+            something else.
     """
     path = Path(target)
+    if path.is_file() and (chat.form is not None or is_chat_file(path)):
+        clips = ShardClips(shard_paths(chat.archives)) if chat.archives else None
+        check = ChatCheck(path, chat.audio_root, chat.form or "auto", clips)
+        items, notes = check.run(progress, chat.tokens)
+        for line in notes:
+            note(line)
+        return Checked(items, check.complaints)
+    if chat != ChatOptions():
+        raise AlmosaicError(f"{target}: --format, --audio-root, --archives and --model are for chat files")
     if path.is_dir() or path.suffix.lower() in AUDIO_SUFFIXES:
         files = FileClips(audio_below(path) if path.is_dir() else [path])
         return Checked(len(files), list(_bad_clips([files], progress)))
