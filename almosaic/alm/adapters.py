@@ -44,12 +44,14 @@ def inject_lora(language_model: Any, lora: dict[str, Any]) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     names = lora_names(language_model, lora["targets"])
+    transposed = all(isinstance(language_model.get_submodule(name), Conv1D) for name in names)
     config = LoraConfig(
         r=lora["rank"],
         lora_alpha=lora["alpha"],
         lora_dropout=lora["dropout"],
         # One anchored expression: a bare name would match wherever it ends a module's name.
         target_modules="|".join(re.escape(name) for name in names),
+        fan_in_fan_out=transposed,
     )
     inject_adapter_in_model(config, language_model)
     for name, parameter in language_model.named_parameters():
