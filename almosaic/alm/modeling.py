@@ -54,6 +54,11 @@ class AlmosaicForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             _keep_weights(part)
         self.audio_tower = audio_tower or AudioMosaicModel(config.audio_config)
         settings = projector_settings(config.projector)
+        if not hasattr(config.text_config, "hidden_size"):
+            raise AlmosaicError(
+                f"expected a model of text, found {config.text_config.model_type}, which reads more; give "
+                "the language model inside it"
+            )
         widths = config.audio_config.hidden_size, config.text_config.hidden_size
         self.multi_modal_projector = build_projector(settings, *widths, config.audio_config.grid.time)
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)

@@ -12,7 +12,7 @@ from helpers_tiny import (
     tiny_tokenizer,
     waveform,
 )
-from transformers import AutoModelForMultimodalLM, AutoProcessor, LlamaForCausalLM
+from transformers import AutoModelForMultimodalLM, AutoProcessor, Gemma3Config, LlamaForCausalLM
 
 from almosaic.alm import AlmosaicConfig, AlmosaicForConditionalGeneration, AlmosaicProcessor
 from almosaic.alm.layout import AudioLayout
@@ -266,6 +266,13 @@ def test_configuration_from_dictionaries(tiny):
     assert again.text_config.hidden_size == 32 and again.queries == QUERIES
     with pytest.raises(AlmosaicError, match="needs a model_type"):
         AlmosaicConfig(text_config={"hidden_size": 8})
+
+
+def test_a_model_that_reads_more_than_text_is_refused(tmp_path):
+    tiny = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    images = Gemma3Config(text_config={"vocab_size": 400, "head_dim": 8} | tiny, vision_config=tiny)
+    with pytest.raises(AlmosaicError, match="a model of text, found gemma3, which reads more"):
+        AlmosaicForConditionalGeneration(AlmosaicConfig(text_config=images))
 
 
 def test_more_queries_than_time_patches_are_refused_at_once(tmp_path):
