@@ -1,7 +1,6 @@
 """From conversations and clips to model inputs: placeholders, time cues, labels, padding."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -10,50 +9,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
-from almosaic.alm.configuration import AlmosaicConfig
+from almosaic.alm.calls import assign_clips, located, places, read_rows
+from almosaic.alm.encoding import FRAMES_PER_SECOND, IGNORED, clip_ids, until_answer_ends
+from almosaic.alm.encoding import Encoded as Encoded
+from almosaic.alm.encoding import add_audio_token as add_audio_token
+from almosaic.alm.encoding import audio_token_cost as audio_token_cost
 from almosaic.alm.templates import choose_template, render, render_training
-from almosaic.audio import MAX_SECONDS, SAMPLING_RATE, load_audio
+from almosaic.audio import MAX_SECONDS, SAMPLING_RATE, AudioSource, load_audio
 from almosaic.errors import AlmosaicError, AudioError
-from almosaic.features import HOP_SAMPLES, frames_of
+from almosaic.features import frames_of
 from almosaic.messages import AUDIO_TOKEN as AUDIO_TOKEN
 from almosaic.messages import clip_sources as clip_sources
 from almosaic.messages import flatten_messages
-
-IGNORED = -100
-_FRAMES_PER_SECOND = SAMPLING_RATE // HOP_SAMPLES
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One conversation as token ids, labels (-100 = not trained) and the windows of each of its clips."""
-
-    input_ids: list[int]
-    labels: list[int]
-    windows: list[int]
-
-
-def time_cue(window: int, window_frames: int) -> str:
-    """`[m:ss]`, the time at which window `window` of a clip begins."""
-    seconds = window * window_frames // _FRAMES_PER_SECOND
-    return f"[{seconds // 60}:{seconds % 60:02d}]"
-
-
-def _clip_ids(
-    windows: int, window_frames: int, queries: int, audio_token_id: int, tokenizer: Any
-) -> list[int]:
-    """Token ids that stand for one clip: `queries` placeholders per window, a time cue between windows."""
-    ids = [audio_token_id] * queries
-    for window in range(1, windows):
-        ids += tokenizer(time_cue(window, window_frames), add_special_tokens=False)["input_ids"]
-        ids += [audio_token_id] * queries
-    return ids
-
-
-def audio_token_cost(frames: int, config: AlmosaicConfig, tokenizer: Any) -> int:
-    """How many tokens a clip of `frames` log-mel frames takes in a prompt, time cues included."""
-    window_frames = config.audio_config.window_frames  # type: ignore[union-attr]
-    windows = -(-frames // window_frames)
-    return len(_clip_ids(windows, window_frames, config.queries, config.audio_token_id, tokenizer))
 
 
 class AlmosaicProcessor(ProcessorMixin):  # type: ignore[misc]
@@ -65,6 +32,7 @@ class AlmosaicProcessor(ProcessorMixin):  # type: ignore[misc]
         chat_template: tagged template; None = see `templates.choose_template`.
         queries: audio tokens per window, `Q` of the projector.
         max_audio_seconds: a longer clip is an error, never cut.
+        allow_remote: fetch clips from http and https addresses; see `remote.fetch`.
     """
 
     model_input_names = [  # noqa: RUF012 (the library's own convention)
@@ -83,6 +51,7 @@ class AlmosaicProcessor(ProcessorMixin):  # type: ignore[misc]
         chat_template: str | None = None,
         queries: int = 32,
         max_audio_seconds: float = MAX_SECONDS,
+        allow_remote: bool = False,
     ) -> None:
         if feature_extractor.long_clips != "windows" or feature_extractor.max_samples is not None:
             raise AlmosaicError(
@@ -94,6 +63,7 @@ class AlmosaicProcessor(ProcessorMixin):  # type: ignore[misc]
         self.audio_token_id = add_audio_token(tokenizer)
         self.queries = queries
         self.max_audio_seconds = max_audio_seconds
+        self.allow_remote = allow_remote
         super().__init__(
             feature_extractor, tokenizer, chat_template=chat_template or choose_template(tokenizer)
         )
@@ -104,6 +74,9 @@ class AlmosaicProcessor(ProcessorMixin):  # type: ignore[misc]
         clip_frames: Sequence[int],
         *,
         add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        chat_template: str | None = None,
+        max_audio_seconds: float | None = None,
     ) -> Encoded:
         """One conversation with clips of `clip_frames` log-mel frames each, as ids and labels.
 
@@ -116,28 +89,60 @@ class AlmosaicProcessor(ProcessorMixin):  # type: ignore[misc]
                 loses placeholders or writes answers elsewhere than behind their prompts.
         """
         turns = flatten_messages(messages)
-        windows = [self._windows(frames) for frames in clip_frames]
-        placeholders = sum(turn["content"].count(AUDIO_TOKEN) for turn in turns)
-        if placeholders != len(windows):
+        pieces = self._render(turns, chat_template, add_generation_prompt, continue_final_message, True)
+        asked = sum(turn["content"].count(AUDIO_TOKEN) for turn in turns)
+        kept = sum(text.count(AUDIO_TOKEN) for text, _ in pieces)
+        if kept != asked:
             raise AlmosaicError(
-                f"the conversation has {placeholders} audio placeholders but {len(windows)} clips came with "
-                "it; give one clip per placeholder, in order"
-            )
-        if add_generation_prompt:
-            rendered = render(self.chat_template, self.tokenizer, turns, True)
-        else:
-            rendered = render_training(self.chat_template, self.tokenizer, turns)
-        kept = sum(text.count(AUDIO_TOKEN) for text, _ in rendered)
-        if kept != placeholders:
-            raise AlmosaicError(
-                f"the chat template kept {kept} of the conversation's {placeholders} audio placeholders; put "
+                f"the chat template kept {kept} of the conversation's {asked} audio placeholders; put "
                 "clips into turns that it writes whole, or pass another chat_template="
             )
+        return self._join(pieces, clip_frames, "conversation", max_audio_seconds)
+
+    def encode_prompt(
+        self, prompt: str, clip_frames: Sequence[int], max_audio_seconds: float | None = None
+    ) -> Encoded:
+        """A prompt that a chat template wrote, `<|audio|>` for each clip; nothing of it is trained.
+
+        Raises:
+            AlmosaicError: placeholders and clips differ in number, or a clip is beyond `max_audio_seconds`.
+        """
+        return self._join([(prompt, False)], clip_frames, "prompt", max_audio_seconds)
+
+    def _render(
+        self, turns: list[dict[str, str]], template: str | None, prompt: bool, continued: bool, training: bool
+    ) -> list[tuple[str, bool]]:
+        """Pieces of text, each with whether the assistant wrote it; `training` checks where answers begin."""
+        template = template or self.chat_template
+        if prompt and continued:
+            raise AlmosaicError(
+                "expected one of add_generation_prompt and continue_final_message, found both; ask for a new "
+                "answer or for more of the last one"
+            )
+        if prompt or not (training or continued):
+            return render(template, self.tokenizer, turns, prompt)
+        pieces = render_training(template, self.tokenizer, turns)
+        return until_answer_ends(pieces, turns[-1]) if continued else pieces
+
+    def _join(
+        self,
+        rendered: Sequence[tuple[str, bool]],
+        clip_frames: Sequence[int],
+        subject: str,
+        max_audio_seconds: float | None,
+    ) -> Encoded:
+        windows = [self._windows(frames, max_audio_seconds) for frames in clip_frames]
         pieces = [
             (piece, index > 0, trained)
             for text, trained in rendered
             for index, piece in enumerate(text.split(AUDIO_TOKEN))
         ]
+        placeholders = sum(after_clip for _, after_clip, _ in pieces)
+        if placeholders != len(windows):
+            raise AlmosaicError(
+                f"the {subject} has {placeholders} audio placeholders but {len(windows)} clips came with "
+                "it; give one clip per placeholder, in order"
+            )
         words = self.tokenizer([piece for piece, _, _ in pieces], add_special_tokens=False)["input_ids"]
         ids: list[int] = []
         labels: list[int] = []
@@ -169,99 +174,171 @@ class AlmosaicProcessor(ProcessorMixin):  # type: ignore[misc]
 
     def __call__(
         self,
-        conversations: Sequence[Any],
-        audio: Sequence[Sequence[NDArray[np.float32]]] | None = None,
-        add_generation_prompt: bool = True,
-        return_tensors: Literal["pt"] = "pt",
+        text: Any,
+        audio: Any = None,
+        add_generation_prompt: bool | None = None,
+        return_tensors: str | None = "pt",
+        *,
+        continue_final_message: bool = False,
+        chat_template: str | None = None,
+        sampling_rate: int = SAMPLING_RATE,
+        max_audio_seconds: float | None = None,
+        padding: bool | str = True,
+        images: None = None,
+        videos: None = None,
     ) -> BatchFeature:
-        """Model inputs for conversations and, for each, its clips as 16 kHz waveforms [S].
+        """Model inputs for one or many conversations, or prompts that a chat template wrote, and their clips.
 
-        With a generation prompt: left padding and no labels. Without: right padding and labels. A batch that
-        holds no clip has no audio tensors.
+        For prompts, a generation prompt (the default for conversations) and a last answer to be continued:
+        left padding and no labels. Else: right padding and labels. Without clips there are no audio tensors.
+
+        Args:
+            text: a list of messages, a prompt, or a list of either.
+            audio: clips as `load_audio` takes them, or waveforms [S]; one, a list that the placeholders take
+                in order, or a list for each row. None = what the audio parts of the messages name.
+            add_generation_prompt: None = unless the last answer is continued.
+            return_tensors: "pt".
+            continue_final_message: the model goes on writing the last message, which is an answer.
+            chat_template: in place of the processor's own.
+            sampling_rate: of waveforms that come without one, in Hz.
+            max_audio_seconds: in place of the processor's own, for this call.
+            padding: always to the longest row.
+            images: not taken, as are `videos`; the library's pipeline passes None.
+            videos: not taken.
 
         Raises:
-            AlmosaicError: see `encode`; or as many audio lists as conversations were not given.
+            AlmosaicError: see `encode` and `load_audio`, the row named among several; a prompt longer than
+                the tokenizer's `model_max_length`; arguments that this model cannot obey.
         """
-        if conversations and isinstance(conversations[0], Mapping):
-            conversations, audio = [conversations], None if audio is None else [audio]  # type: ignore[list-item]
-        if not conversations:
-            raise AlmosaicError("no conversation was given; pass at least one list of messages")
-        clips = [list(row) for row in audio] if audio is not None else [[] for _ in conversations]
-        if len(clips) != len(conversations):
-            raise AlmosaicError(
-                f"{len(conversations)} conversations came with {len(clips)} lists of clips; "
-                "pass one list for each"
-            )
-        rows = [
-            self.encode(
-                messages, [_frames(clip) for clip in own], add_generation_prompt=add_generation_prompt
-            )
-            for messages, own in zip(conversations, clips, strict=True)
-        ]
-        inputs = self.pad(rows, "left" if add_generation_prompt else "right")
-        if add_generation_prompt:
+        _refuse_arguments(padding, return_tensors, images, videos)
+        rows, alone = read_rows(text)
+        if add_generation_prompt is None:
+            add_generation_prompt = not continue_final_message
+        encoded: list[Encoded] = []
+        waveforms: list[list[NDArray[np.float32]]] = []
+        own_clips = assign_clips(audio, rows, alone)
+        for row, clips, place in zip(rows, own_clips, places(rows, "conversation"), strict=True):
+            with located(place):
+                waveforms.append(self.load_clips(clips, sampling_rate, max_audio_seconds))
+                frames = [frames_of(len(waveform)) for waveform in waveforms[-1]]
+                encoded.append(
+                    self.encode_prompt(row, frames, max_audio_seconds)
+                    if isinstance(row, str)
+                    else self.encode(
+                        row,
+                        frames,
+                        add_generation_prompt=add_generation_prompt,
+                        continue_final_message=continue_final_message,
+                        chat_template=chat_template,
+                        max_audio_seconds=max_audio_seconds,
+                    )
+                )
+                self._check_length(encoded[-1])
+        prompts = add_generation_prompt or continue_final_message or any(isinstance(row, str) for row in rows)
+        inputs = self.pad(encoded, "left" if prompts else "right")
+        if prompts:
             del inputs["labels"]
-        if any(clips):
-            inputs |= self.feature_extractor([clip for own in clips for clip in own])
-            inputs["audio_clips"] = torch.tensor([len(own) for own in clips])
-        return BatchFeature(inputs, tensor_type=return_tensors)
+        if any(waveforms):
+            inputs |= self.feature_extractor([clip for own in waveforms for clip in own])
+            inputs["audio_clips"] = torch.tensor([len(own) for own in waveforms])
+        return BatchFeature(inputs, tensor_type="pt")
 
     def apply_chat_template(
         self,
-        conversation: Sequence[Mapping[str, Any]],
+        conversation: Any,
+        chat_template: str | None = None,
         *,
         add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
         tokenize: bool = False,
         return_dict: bool = True,
-        return_tensors: Literal["pt"] = "pt",
-    ) -> str | BatchFeature:
-        """One conversation as text, or with `tokenize` as model inputs, clips loaded from its audio parts.
+        return_tensors: str | None = "pt",
+        max_audio_seconds: float | None = None,
+        processor_kwargs: Mapping[str, Any] | None = None,
+    ) -> str | list[str] | BatchFeature:
+        """Conversations as text, or with `tokenize` as model inputs with the clips of their parts.
+
+        `processor_kwargs` are further arguments of the call of the processor, as the library passes them.
 
         Raises:
-            AlmosaicError: see `encode`; or `return_dict` is off, which would lose the clips.
+            AlmosaicError: see `__call__`; or `return_dict` is off, which would lose the clips.
         """
         if not tokenize:
-            turns = flatten_messages(conversation)
-            pieces = render(self.chat_template, self.tokenizer, turns, add_generation_prompt)
-            return "".join(text for text, _ in pieces)
+            rows, alone = read_rows(conversation)
+            texts = []
+            for row, place in zip(rows, places(rows, "conversation"), strict=True):
+                with located(place):
+                    turns = flatten_messages(row)
+                    wanted = add_generation_prompt, continue_final_message
+                    pieces = self._render(turns, chat_template, *wanted, training=False)
+                    texts.append("".join(text for text, _ in pieces))
+            return texts[0] if alone else texts
         if not return_dict:
             raise AlmosaicError("token ids alone would lose the clips; leave return_dict at True")
-        clips = [load_audio(s, max_seconds=self.max_audio_seconds) for s in clip_sources(conversation)]
-        return self([conversation], [clips], add_generation_prompt, return_tensors)
+        return self(
+            conversation,
+            add_generation_prompt=add_generation_prompt,
+            return_tensors=return_tensors,
+            continue_final_message=continue_final_message,
+            chat_template=chat_template,
+            **({"max_audio_seconds": max_audio_seconds} | dict(processor_kwargs or {})),
+        )
 
-    def _windows(self, frames: int) -> int:
+    def load_clips(
+        self,
+        sources: Sequence[AudioSource | NDArray[np.float32]],
+        sampling_rate: int = SAMPLING_RATE,
+        max_audio_seconds: float | None = None,
+    ) -> list[NDArray[np.float32]]:
+        """Clips as waveforms [S] at 16 kHz, by the processor's limit and fetch policy.
+
+        Args:
+            sources: what `load_audio` takes, or waveforms [S].
+            sampling_rate: of the waveforms, in Hz.
+            max_audio_seconds: in place of the processor's own.
+
+        Raises:
+            AudioError: see `load_audio`; the clip is named among several.
+        """
+        limit = self.max_audio_seconds if max_audio_seconds is None else max_audio_seconds
+        waveforms = []
+        for source, place in zip(sources, places(sources, "clip"), strict=True):
+            with located(place):
+                clip = (np.asarray(source), sampling_rate) if hasattr(source, "__array__") else source
+                waveforms.append(load_audio(clip, max_seconds=limit, allow_remote=self.allow_remote))
+        return waveforms
+
+    def _windows(self, frames: int, max_audio_seconds: float | None) -> int:
+        limit = self.max_audio_seconds if max_audio_seconds is None else max_audio_seconds
         if frames < 1:
             raise AudioError("a clip is shorter than one 25 ms frame; drop it from the conversation")
-        if frames > self.max_audio_seconds * _FRAMES_PER_SECOND:
+        if frames > limit * FRAMES_PER_SECOND:
             raise AudioError(
-                f"a clip of {frames / _FRAMES_PER_SECOND:.1f} s is longer than the limit of "
-                f"{self.max_audio_seconds:g} s; cut it, or raise max_audio_seconds"
+                f"a clip of {frames / FRAMES_PER_SECOND:.1f} s is longer than the limit of "
+                f"{limit:g} s; cut it, or raise max_audio_seconds"
             )
         return int(self.feature_extractor.windows(frames))
 
     def _clip_ids(self, windows: int) -> list[int]:
         window_frames = self.feature_extractor.window_frames
-        return _clip_ids(windows, window_frames, self.queries, self.audio_token_id, self.tokenizer)
+        return clip_ids(windows, window_frames, self.queries, self.audio_token_id, self.tokenizer)
+
+    def _check_length(self, encoded: Encoded) -> None:
+        limit = self.tokenizer.model_max_length
+        if len(encoded.input_ids) > limit:
+            raise AlmosaicError(
+                f"the conversation has {len(encoded.input_ids)} tokens, more than the {limit} of the "
+                "tokenizer's model_max_length; shorten it, or raise that if the language model reads more"
+            )
 
 
-def add_audio_token(tokenizer: Any) -> int:
-    """Id of `<|audio|>` in a tokenizer, added as a special token where it is missing.
-
-    Raises:
-        AlmosaicError: the tokenizer has no pad token.
-    """
-    if tokenizer.pad_token_id is None:
-        raise AlmosaicError(
-            "the tokenizer has no pad token, which batches need; set tokenizer.pad_token, "
-            "for example to tokenizer.eos_token"
-        )
-    if AUDIO_TOKEN not in tokenizer.get_vocab():
-        # Replacing is the default, and would turn the family's other extra tokens into ordinary ones.
-        tokenizer.add_special_tokens(
-            {"extra_special_tokens": [AUDIO_TOKEN]}, replace_extra_special_tokens=False
-        )
-    return int(tokenizer.convert_tokens_to_ids(AUDIO_TOKEN))
-
-
-def _frames(waveform: NDArray[np.float32]) -> int:
-    return frames_of(len(waveform))
+def _refuse_arguments(
+    padding: bool | str, return_tensors: str | None, images: object, videos: object
+) -> None:
+    """AlmosaicError for what the library's convention knows and this model cannot obey."""
+    if images is not None or videos is not None:
+        raise AlmosaicError("expected text and audio alone, found images or videos; this model does not see")
+    if padding not in (True, "longest"):
+        raise AlmosaicError(f"expected padding True (to the longest row), found {padding!r}")
+    if return_tensors not in ("pt", None):
+        raise AlmosaicError(f"expected return_tensors 'pt', found {return_tensors!r}")

@@ -8,7 +8,8 @@ import torch
 from helpers_tiny import QUERIES, WINDOW_FRAMES, answered, question, tiny_tokenizer, waveform
 
 from almosaic.alm import AlmosaicProcessor, audio_token_cost
-from almosaic.alm.processing import AUDIO_TOKEN, add_audio_token, time_cue
+from almosaic.alm.encoding import time_cue
+from almosaic.alm.processing import AUDIO_TOKEN, add_audio_token
 from almosaic.errors import AlmosaicError, AudioError
 from almosaic.features import AudioMosaicFeatureExtractor
 
