@@ -4,9 +4,19 @@ import pytest
 import torch
 from helpers_tiny import question, tiny_model, waveform
 
-from almosaic.inference import generate
+from almosaic.inference import generate, stream
+from almosaic.token_memory import TokenMemory
 
 NEW = 6
+GREEDY, SEVERAL = {}, {"temperature": 1.5, "num_return_sequences": 3, "seed": 2}
+WAYS = [
+    GREEDY,
+    {"num_beams": 2},
+    {"num_beams": 3, "num_return_sequences": 2},
+    {"repetition_penalty": 3.0},
+    {"num_beams": 2, "repetition_penalty": 3.0},
+    SEVERAL,
+]
 
 
 @pytest.fixture(scope="module", params=["mlp", "qformer"])
@@ -16,9 +26,9 @@ def built(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows():
-    """Mixed prompt lengths, clip counts (0 to 2) and windows (1 to 3)."""
+    """Mixed prompt lengths, clip counts (0 to 3) and windows (1 to 3)."""
     texts = ["is there rain", "which sound comes first, the bell or the dog", "what do you hear in the clip"]
-    clips = [[0.4], [1.5], [], [1.1, 0.3], [0.2], [0.5, 1.9]]
+    clips = [[0.4], [1.5], [], [1.1, 0.3], [0.2], [0.5, 1.9, 0.3]]
     return [
         {
             "id": f"row-{index}",
@@ -41,18 +51,65 @@ def answer(model, inputs, **settings):
     return ids[:, inputs["input_ids"].shape[1] :]
 
 
-def test_batches_answer_as_one_by_one(built, rows):
-    alone = list(generate(*built, rows, batch_size=1, max_new_tokens=NEW))
+@pytest.mark.parametrize("settings", WAYS, ids=str)
+def test_batches_answer_as_one_by_one(built, rows, settings):
+    """Alone and without a memory, in batches, in any order, with clips that were heard before."""
+    settings = {"max_new_tokens": NEW, **settings}
+    nothing, memory = TokenMemory(*built, limit=0), TokenMemory(*built)
+    alone = [next(generate(*built, [row], memory=nothing, **settings)) for row in rows]
     assert [row["id"] for row in alone] == [row["id"] for row in rows]
     assert len({row["prediction"] for row in alone}) > 1
-    for size in (2, 4, 6):
-        assert list(generate(*built, rows, batch_size=size, max_new_tokens=NEW)) == alone
+    for size in (2, 6):
+        assert list(generate(*built, rows, batch_size=size, memory=memory, **settings)) == alone
+    unordered = generate(*built, rows[::-1], batch_size=4, memory=memory, ordered=False, **settings)
+    assert {row["id"]: row for row in unordered} == {row["id"]: row for row in alone}
 
 
-@pytest.mark.parametrize("settings", [{"num_beams": 2}, {"num_beams": 3, "num_return_sequences": 2}])
-def test_beams_in_a_batch_answer_as_one_by_one(built, rows, settings):
-    alone = list(generate(*built, rows, batch_size=1, max_new_tokens=NEW, **settings))
-    assert list(generate(*built, rows, batch_size=6, max_new_tokens=NEW, **settings)) == alone
+def test_padding_is_not_penalised_as_repetition(built, rows):
+    """Where the pad token ends answers, a batch's padding must not keep short prompts from ending."""
+    model, processor = built
+    end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    before = processor.tokenizer.pad_token
+    processor.tokenizer.pad_token = "</s>"
+    head = model.get_output_embeddings().weight
+    row = head[processor.tokenizer.pad_token_id].detach().clone()
+    try:
+        with torch.no_grad():
+            head[processor.tokenizer.pad_token_id] = head[end]
+        texts = [{**rows[2], "id": name, "messages": question(text, 0)} for name, text in TEXTS.items()]
+        settings = {"max_new_tokens": 12, "repetition_penalty": 2.0, "temperature": 1.0, "seed": 0}
+        alone = [next(generate(*built, [text], **settings)) for text in texts]
+        assert list(generate(*built, texts, **settings)) == alone
+    finally:
+        processor.tokenizer.pad_token = before
+        with torch.no_grad():
+            head[processor.tokenizer.convert_tokens_to_ids("</s>")] = row
+
+
+TEXTS = {"long": "which sound comes first, the bell or the dog", "short": "a", "empty": "is there rain"}
+
+
+def test_half_precision_is_exact_but_for_company(tmp_path, rows):
+    """bfloat16: the same with and without a memory, streamed or not; a batch differs by rounding alone."""
+    from helpers_tiny import tiny_language_model, tiny_tokenizer
+
+    words = len(tiny_tokenizer(tmp_path / "words"))
+    built = tiny_model(tmp_path, language_model=tiny_language_model(words).bfloat16())
+    model, processor = built
+    assert model.dtype == torch.bfloat16 and model.audio_tower.dtype == torch.float32
+    memory = TokenMemory(*built)
+    alone = list(generate(*built, rows, batch_size=1, max_new_tokens=NEW))
+    for _ in range(2):
+        assert list(generate(*built, rows, batch_size=1, max_new_tokens=NEW, memory=memory)) == alone
+    together = list(generate(*built, rows, batch_size=6, max_new_tokens=NEW))
+    assert list(generate(*built, rows, batch_size=6, max_new_tokens=NEW, memory=memory)) == together
+    for row, answer in zip(rows, alone, strict=True):
+        streamed = "".join(stream(*built, row, max_new_tokens=NEW, memory=memory))
+        assert streamed.strip() == answer["prediction"]
+    batched = prompt_scores(model, batch_of(processor, rows)).float()
+    single = torch.cat([prompt_scores(model, batch_of(processor, [row])).float() for row in rows])
+    spread = single.std()
+    assert (batched - single).abs().max() < 0.05 * spread
 
 
 def test_every_returned_sequence_hears_its_own_rows_windows(built, rows):
