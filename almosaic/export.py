@@ -10,7 +10,7 @@ from almosaic.alm.tuning import merge_adapters
 from almosaic.encoder import AudioMosaicForAudioClassification
 from almosaic.errors import AlmosaicError
 from almosaic.features import AudioMosaicFeatureExtractor
-from almosaic.loading import load_model, load_whole, model_folder
+from almosaic.loading import load_model, load_whole, model_folder, read_config
 from almosaic.model_card import model_card
 from almosaic.provenance import FILE as PROVENANCE_FILE
 from almosaic.provenance import provenance_of
@@ -83,7 +83,7 @@ def _refuse_unfinished(given: Path, folder: Path) -> None:
 
 def _load_with_head(folder: Path) -> tuple[Any, Any]:
     """What `load_model` loads, but a classifier with its head."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder)
     if config.get("model_type") == "almosaic":
         return load_model(folder, device="cpu", quantize="none")  # quantised weights are not exported
     if config.get("architectures") != [AudioMosaicForAudioClassification.__name__]:

@@ -1,10 +1,12 @@
 """Open a model folder, or the last stage of a run folder, ready for use."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers import AutoProcessor
 
@@ -62,11 +64,38 @@ def load_model(
                 )
             options = {} if quantize in (None, "none") else loading_options(folder, quantize, device)
             model = load_whole(AlmosaicForConditionalGeneration, folder, **options)
+            _check_generation(folder)
         model.name_or_path = str(folder)  # where `embed` looks for the front end
         return model.to(device).eval(), AutoProcessor.from_pretrained(folder)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise AlmosaicError(f"{folder} cannot be loaded: {reason}; restore or retrain it") from error
+    except (AlmosaicError, torch.OutOfMemoryError):
+        raise
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        raise AlmosaicError(f"{folder} cannot be loaded: {_reason(error, folder)}") from error
+
+
+def _reason(error: Exception, folder: Path) -> str:
+    """The first words of what went wrong, and what to do: another version of the library may be the cause."""
+    text = " ".join(str(error).split())
+    text = f"no {text}" if isinstance(error, KeyError) else text
+    text = text if len(text) <= 240 else f"{text[:240]}..."
+    written = read_config(folder).get("transformers_version", transformers.__version__)
+    if written == transformers.__version__:
+        return f"{text}; restore or retrain it"
+    return (
+        f"{text}; it was written with transformers {written}, this is {transformers.__version__}: use that "
+        "version, or restore the folder"
+    )
+
+
+def _shape(shape: Iterable[int]) -> str:
+    return " x ".join(map(str, shape)) or "one number"
+
+
+def _check_generation(folder: Path) -> None:
+    if not (folder / "generation_config.json").is_file():
+        raise AlmosaicError(
+            f"{folder} lacks generation_config.json, which says where answers end; restore it"
+        )
 
 
 def _absolute(name: str | Path | None) -> str | Path | None:
@@ -75,8 +104,27 @@ def _absolute(name: str | Path | None) -> str | Path | None:
 
 
 def load_whole(model_class: Any, folder: Path, **options: Any) -> Any:
-    """A model of which no weight is missing: the library would fill gaps with random numbers."""
-    model, report = model_class.from_pretrained(folder, output_loading_info=True, **options)
+    """A model of which no weight is missing: the library would fill gaps with random numbers.
+
+    Raises:
+        AlmosaicError: a weight is missing or of another shape; or one is left over, which only an encoder
+            may leave to the heads that it was trained with.
+    """
+    model, report = model_class.from_pretrained(
+        folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    if wrong := sorted(report["mismatched_keys"]):
+        name, found, expected = wrong[0]
+        raise AlmosaicError(
+            f"{folder} does not fit its configuration: {name} should be {_shape(expected)} and is "
+            f"{_shape(found)} ({len(wrong)} such weights); restore config.json or the weights"
+        )
+    extra = sorted(report["unexpected_keys"])
+    if extra and model_class is AlmosaicForConditionalGeneration:
+        raise AlmosaicError(
+            f"{folder} holds {len(extra)} weights that its configuration does not know, {extra[0]} among "
+            "them; load it with the version of almosaic that wrote it"
+        )
     if missing := sorted(report["missing_keys"]):
         raise AlmosaicError(
             f"{folder} lacks {len(missing)} weights that its configuration asks for, {missing[0]} among "
@@ -109,10 +157,24 @@ def model_folder(folder: str | Path, kind: Kind | None = None) -> Path:
 
 def model_type(folder: Path) -> str:
     """`audiomosaic` (an encoder) or `almosaic`; AlmosaicError for any other model."""
-    found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    found = read_config(folder).get("model_type")
     if found not in ("audiomosaic", "almosaic"):
         raise AlmosaicError(
             f"{folder} holds a model of type {found}; expected audiomosaic (an encoder) or almosaic; "
             "give another folder"
         )
     return str(found)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json as plain data; AlmosaicError when it is not that."""
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AlmosaicError(
+            f"{folder / 'config.json'} is damaged ({error}); restore it, or write the folder again"
+        ) from None
+    if not isinstance(found, dict):
+        kind = type(found).__name__
+        raise AlmosaicError(f"{folder / 'config.json'} should hold an object, found {kind}; restore it")
+    return found
