@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from almosaic.audio import SAMPLING_RATE
 from almosaic.data import draws
@@ -201,7 +202,8 @@ class ChatDataset(Dataset[dict[str, Any]]):
 
         A part whose conversations are costly to make has `outline(index)`, a cheap one of nearly that length.
         """
-        return [self._length(index) for index in range(len(self))]
+        rows = tqdm(range(len(self)), desc="measuring rows", unit="row", delay=5, leave=False)
+        return [self._length(index) for index in rows]
 
     def _length(self, index: int) -> int:
         part, place, offset = self._find(index)

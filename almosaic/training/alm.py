@@ -54,7 +54,8 @@ class AlmStageSettings(Settings):
         max_audio_seconds: a longer clip is an error, never cut.
         bad_clip_share: the run stops when more than this share of the rows cannot be used: clips that cannot
             be read, placeholders without a clip, more tokens than the language model reads.
-        group_by_length: put rows of like length into a batch, which saves padding.
+        group_by_length: put rows of like length into a batch, which saves padding. Lengths are exact but for
+            scenes: of those the clips count, and the words of one conversation for all.
         optim: length, batch, learning rates per part (`audio_tower`, `projector`, `language_model`).
     """
 
@@ -122,6 +123,7 @@ def train_alm(
     folder = Path(folder)
     set_seed(draws.key(seed, stage, "weights") % 2**31)
     model, processor = _open(settings, parts)
+    layers = _layers(model, settings.optim)
     apply_tuning(model, settings.tune)
     if settings.optim.steps == 0:
         return write_model(folder, model, processor)
@@ -139,8 +141,7 @@ def train_alm(
         prepare=AudioInputs(processor.feature_extractor, bad),
         lengths=data.lengths if settings.group_by_length else None,
         every_row=True,
-        # The audio parts are gathered with the rest: a batch without clips need not run through them.
-        layers=sorted(model.language_model._no_split_modules or ()),
+        layers=layers,
     )
     trainer.run(resume)
     return trainer.write_model(processor)
@@ -205,9 +206,25 @@ def _open(
             quantize=settings.quantize,
         )
     processor.max_audio_seconds = settings.max_audio_seconds
-    if settings.optim.trainer.get("fsdp") and model.config.language_model_quantization is not None:
-        raise AlmosaicError(_NO_SHARDS.format(model.config.language_model_quantization))
     return model, processor
+
+
+def _layers(model: AlmosaicForConditionalGeneration, optim: OptimSettings) -> list[str]:
+    """Classes of the language model's layers, which a sharded model gathers one at a time.
+
+    The audio parts are gathered with the rest, since a batch without clips does not run through them.
+    """
+    kinds = {type(module).__name__ for module in model.language_model.modules()}
+    found = sorted(kinds & set(model.language_model._no_split_modules or ()))
+    if optim.trainer.get("fsdp"):
+        if model.config.language_model_quantization is not None:
+            raise AlmosaicError(_NO_SHARDS.format(model.config.language_model_quantization))
+        if not found and "transformer_layer_cls_to_wrap" not in (optim.trainer.get("fsdp_config") or {}):
+            raise AlmosaicError(
+                f"trainer.fsdp: {type(model.language_model).__name__} does not say what its layers are; name "
+                "their class in trainer.fsdp_config.transformer_layer_cls_to_wrap"
+            )
+    return found
 
 
 def _cache(

@@ -37,6 +37,7 @@ def _forked(function, log, arguments, environment):
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # loaders' workers too start at once
     gc.freeze()  # the library collects garbage at the start of a training: not in all that was imported
     try:
         function(*arguments)

@@ -11,9 +11,13 @@ from safetensors.torch import load_file
 
 from almosaic.errors import AlmosaicError
 from almosaic.loading import load_model
+from almosaic.training.alm import _layers
 from almosaic.training.alm_parts import Parts
+from almosaic.training.optim import OptimSettings
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from helpers_tiny import tiny_model
 from stages import Tones, alm_settings, losses, make_parts, run_alm, tiny_bank
 
 HEARING = {"projector": "full", "audio_tower": "full", "language_model": "lora", "lora_rank": 2}
@@ -154,6 +158,19 @@ def test_checkpoints_leave_the_frozen_words_out(tmp_path, bank, parts):
 def test_quantised_words_are_not_sharded(scheme):
     with pytest.raises(ValueError, match=f"trainer.fsdp cannot shard a language model quantised to {scheme}"):
         alm_settings(quantize=scheme, optim={"trainer": {"fsdp": True}})
+
+
+def test_layers_to_gather_are_those_of_the_language_model_alone(tmp_path):
+    sharded = OptimSettings(steps=1, trainer={"fsdp": True})
+    model, _ = tiny_model(tmp_path)
+    assert "Block" in model._no_split_modules and _layers(model, sharded) == ["LlamaDecoderLayer"]
+    model.language_model._no_split_modules = None
+    with pytest.raises(AlmosaicError, match="LlamaForCausalLM does not say what its layers are"):
+        _layers(model, sharded)
+    model.config.language_model_quantization = "int8"
+    with pytest.raises(AlmosaicError, match=r"trainer\.fsdp cannot shard a language model quantised to int8"):
+        _layers(model, sharded)
+    assert _layers(model, OptimSettings(steps=1)) == []
 
 
 def test_losses_are_logged_with_the_share_of_padding(tmp_path, bank, parts):
