@@ -5,16 +5,19 @@ untagged one only when both write the same text for a few short conversations.
 """
 
 import re
+from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from almosaic.alm.alpaca import ALPACA_SHORT
 from almosaic.alm.shipped_templates import CHATML, PLAIN, SHIPPED
 from almosaic.errors import AlmosaicError
 
 Message = dict[str, str]
 
+NAMED = {**SHIPPED, "plain": PLAIN, "alpaca_short": ALPACA_SHORT}
 _TAG = re.compile(r"{%-?\s*generation\s*-?%}")
 _EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 _SYSTEM = {"role": "system", "content": "terse"}
@@ -48,8 +51,37 @@ def choose_template(tokenizer: Any) -> str:
             return template
     raise AlmosaicError(
         "the tokenizer's chat template has no {% generation %} tags and writes unlike any shipped one "
-        f"({', '.join(SHIPPED)}); pass chat_template= with the tags around the assistant's words"
+        f"({', '.join(SHIPPED)}); pass chat_template= with the tags around the assistant's words (in a "
+        "recipe the name of a .jinja file)"
     )
+
+
+def check_template_name(name: str) -> None:
+    """Refuse what is neither the name of a shipped template nor that of a `.jinja` file, as AlmosaicError."""
+    if name not in NAMED and not name.endswith(".jinja"):
+        raise AlmosaicError(
+            f"chat_template {name} is none that we ship; name a .jinja file, or one of {', '.join(NAMED)}"
+        )
+
+
+def named_template(name: str) -> str:
+    """A shipped template, or the tagged one in a `.jinja` file.
+
+    Raises:
+        AlmosaicError: there is no template of that name, the file cannot be read, or it has no tags.
+    """
+    check_template_name(name)
+    if name in NAMED:
+        return NAMED[name]
+    try:
+        template = Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AlmosaicError(f"chat_template {name} cannot be read ({error}); name another file") from error
+    if not _TAG.search(template):
+        raise AlmosaicError(
+            f"chat_template {name} has no {{% generation %}} tags; put them around the assistant's words"
+        )
+    return template
 
 
 def _samples(template: str, tokenizer: Any) -> list[str | None]:

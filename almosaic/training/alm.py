@@ -1,7 +1,7 @@
 """The audio-language stages: projector alignment, LoRA or full tuning, frozen features from a cache."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 from transformers import set_seed
@@ -9,6 +9,7 @@ from transformers import set_seed
 from almosaic.alm import AlmosaicForConditionalGeneration, AlmosaicProcessor, TuneSettings, apply_tuning
 from almosaic.alm.projectors import ProjectorSettings
 from almosaic.alm.quantization import Scheme
+from almosaic.alm.templates import check_template_name
 from almosaic.alm.tuning import PARTS
 from almosaic.audio import MAX_SECONDS
 from almosaic.data import draws
@@ -43,8 +44,9 @@ class AlmStageSettings(Settings):
             stage's.
         layer: 0-based encoder block that the projector reads, None = the output; of a model joined from
             parts.
-        chat_template: `alpaca_short` is the prompt of LTU; of a model joined from parts. None = the one of
-            the language model's family, or the earlier stage's.
+        chat_template: a shipped one by name (`alpaca_short` is the prompt of LTU) or a tagged one in a
+            `.jinja` file; of a model joined from parts. None = the one of the language model's family, or the
+            earlier stage's.
         quantize: load the frozen language model of a model joined from parts in 4 or 8 bits, through
             bitsandbytes; None = as it is published, or as the earlier stage did.
         tune: what is trained.
@@ -61,7 +63,7 @@ class AlmStageSettings(Settings):
 
     projector: ProjectorSettings | None = None
     layer: int | None = None
-    chat_template: Literal["alpaca_short"] | None = None
+    chat_template: str | None = None
     quantize: Scheme | None = None
     tune: TuneSettings = TuneSettings.model_validate({})
     train_on_prompt: bool = False
@@ -73,7 +75,9 @@ class AlmStageSettings(Settings):
     optim: OptimSettings = OptimSettings(steps=600, learning_rate=1e-3, weight_decay=0.0)
 
     def model_post_init(self, _context: Any) -> None:
-        """Refuse a cache for an encoder that changes, and quantised weights that would have to."""
+        """Refuse templates that are not there, and keys that do not go together."""
+        if self.chat_template is not None:
+            check_template_name(self.chat_template)
         if self.quantize is not None and self.tune.language_model == "full":
             raise AlmosaicError(
                 f"tune.language_model: full cannot train weights quantised to {self.quantize}; use lora, or "
@@ -201,7 +205,7 @@ def _open(
             parts,
             settings.projector,
             settings.layer,
-            alpaca=settings.chat_template == "alpaca_short",
+            chat_template=settings.chat_template,
             trains_words=trains_words,
             quantize=settings.quantize,
         )

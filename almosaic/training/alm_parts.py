@@ -9,10 +9,11 @@ import torch
 from transformers import AutoTokenizer
 
 from almosaic.alm import AlmosaicForConditionalGeneration, AlmosaicProcessor
-from almosaic.alm.alpaca import ALPACA_SHORT, prepare_tokenizer
+from almosaic.alm.alpaca import prepare_tokenizer
 from almosaic.alm.projectors import MLPProjectorSettings, ProjectorSettings
 from almosaic.alm.quantization import Scheme, load_language_model, quantization_of, target_device
 from almosaic.alm.sources import reach
+from almosaic.alm.templates import named_template
 from almosaic.encoder import AudioMosaicModel
 from almosaic.errors import AlmosaicError
 from almosaic.loading import load_model, model_folder
@@ -61,11 +62,12 @@ def join_parts(
     *,
     trains_words: bool,
     quantize: Scheme | None = None,
-    alpaca: bool = False,
+    chat_template: str | None = None,
 ) -> tuple[AlmosaicForConditionalGeneration, AlmosaicProcessor]:
     """A model with a fresh projector and its processor; in single precision where `trains_words`.
 
-    `quantize` loads the language model in fewer bits; with `alpaca`, prompt and padding are those of LTU.
+    `quantize` loads the language model in fewer bits; `chat_template` names one, see `named_template`, and
+    with `alpaca_short` padding, too, is that of LTU.
 
     Raises:
         AlmosaicError: a part is missing or is something else.
@@ -82,9 +84,9 @@ def join_parts(
     dtype = torch.float32 if trains_words else "auto"
     language_model, tokenizer = open_language_model(parts.language_model, dtype, quantize)
     projector = projector or MLPProjectorSettings(queries=32, hidden_size=None)
-    if alpaca:
+    if chat_template == "alpaca_short":
         prepare_tokenizer(tokenizer)
-    template = ALPACA_SHORT if alpaca else None
+    template = None if chat_template is None else named_template(chat_template)
     model = AlmosaicForConditionalGeneration.from_parts(
         tower, language_model, projector, tokenizer, layer=layer, chat_template=template
     )

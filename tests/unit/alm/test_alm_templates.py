@@ -2,11 +2,16 @@
 
 import pytest
 from family_templates import UNTAGGED
-from helpers_tiny import tiny_tokenizer
+from helpers_tiny import QUERIES, WINDOW_FRAMES, tiny_encoder, tiny_language_model, tiny_tokenizer
+from pydantic import ValidationError
 
+from almosaic.alm.projectors import MLPProjectorSettings
 from almosaic.alm.shipped_templates import CHATML, LLAMA3, PLAIN, SHIPPED
-from almosaic.alm.templates import choose_template, end_token_id, render, render_training
+from almosaic.alm.templates import choose_template, end_token_id, named_template, render, render_training
 from almosaic.errors import AlmosaicError
+from almosaic.features import AudioMosaicFeatureExtractor
+from almosaic.training.alm import AlmStageSettings
+from almosaic.training.alm_parts import Parts, join_parts
 
 SYSTEM = {"role": "system", "content": "be brief"}
 TURNS = [
@@ -191,3 +196,33 @@ def test_a_template_whose_answers_cannot_end_is_refused(tokenizer):
 
 def test_llama3_opens_with_its_beginning_of_sequence(tokenizer):
     assert render(LLAMA3, tokenizer, TURNS)[0][0].startswith("<s><|start_header_id|>user")
+
+
+def test_a_recipe_names_a_shipped_template_or_a_file_of_its_own(tmp_path):
+    assert named_template("gemma3") == SHIPPED["gemma3"] and named_template("plain") == PLAIN
+    file = tmp_path / "mine.jinja"
+    file.write_text(CHATML)
+    assert named_template(str(file)) == CHATML
+    file.write_text(UNTAGGED["chatml"])
+    with pytest.raises(AlmosaicError, match=r"mine\.jinja has no \{% generation %\} tags"):
+        named_template(str(file))
+    with pytest.raises(AlmosaicError, match=r"none\.jinja cannot be read"):
+        named_template(str(tmp_path / "none.jinja"))
+    with pytest.raises(
+        AlmosaicError, match=r"gemma4 is none that we ship; name a \.jinja file, or one of chatml"
+    ):
+        named_template("gemma4")
+
+
+def test_a_stage_speaks_the_template_it_names(tmp_path):
+    with pytest.raises(ValidationError, match="gemma4 is none that we ship"):
+        AlmStageSettings(chat_template="gemma4")
+    language_model, tokenizer = tiny_language_model(400), tiny_tokenizer(tmp_path / "lm")
+    language_model.save_pretrained(tmp_path / "lm")
+    tiny_encoder().save_pretrained(tmp_path / "encoder")
+    AudioMosaicFeatureExtractor(window_frames=WINDOW_FRAMES).save_pretrained(tmp_path / "encoder")
+    parts = Parts(audio_tower=tmp_path / "encoder", language_model=tmp_path / "lm")
+    projector = MLPProjectorSettings(queries=QUERIES)
+    model, processor = join_parts(parts, projector, None, trains_words=False, chat_template="zephyr")
+    assert processor.chat_template == SHIPPED["zephyr"]
+    assert tokenizer.eos_token_id in model.generation_config.eos_token_id
