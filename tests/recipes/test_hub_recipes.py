@@ -68,8 +68,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder / "clotho_aqa" / "train.jsonl", "\n".join(map(json.dumps, rows)))
     notes = {"input": "", "dataset": "generated", "task": "cla", "output": "a tone"}
     answers = [notes | {"instruction": "what is it", "audio_id": f"../{clip}"} for clip in clips]
-    for name in ("classification", "closed_ended", "open_ended"):
-        write(folder / "openaqa" / f"{name}.json", json.dumps(answers))
+    for name in ("openaqa_classification", "openaqa_closed_ended", "openaqa"):
+        write(folder / name / "openaqa.jsonl", "\n".join(map(json.dumps, answers)))
     tiny_encoder(window_frames=1024, final_norm="layernorm").save_pretrained(folder / "encoder")
     AudioMosaicFeatureExtractor(window_frames=1024).save_pretrained(folder / "encoder")
     return folder
@@ -192,5 +192,5 @@ def test_ltu_says_what_was_published(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert [stage.tune.language_model for stage in stages] == ["frozen", "lora", "lora", "lora"]
     lora = {"rank": 8, "alpha": 16, "dropout": 0.05, "targets": ["q_proj", "v_proj"]}
     assert all(stage.tune.lora == lora for stage in stages[1:])
-    assert [len(stage.data) for stage in stages] == [1, 1, 1, 2]
-    assert {data.format for stage in stages for data in stage.data} == {"openaqa"}
+    data = [stage.data[0].path.parent.name for stage in stages]
+    assert data == ["openaqa_classification"] * 2 + ["openaqa_closed_ended", "openaqa"]
