@@ -21,7 +21,7 @@ from almosaic.alm.projectors import ProjectorSettings, build_projector, projecto
 from almosaic.alm.quantization import check_writable, keep_layout, quantization_of
 from almosaic.alm.sources import describe_source, portable_source
 from almosaic.alm.templates import choose_template, end_token_id
-from almosaic.alm.vocabulary import grow_vocabulary, word_scale
+from almosaic.alm.vocabulary import grow_vocabulary, word_scale, word_width
 from almosaic.encoder.modeling import AudioMosaicModel
 from almosaic.errors import AlmosaicError
 
@@ -54,12 +54,7 @@ class AlmosaicForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             _keep_weights(part)
         self.audio_tower = audio_tower or AudioMosaicModel(config.audio_config)
         settings = projector_settings(config.projector)
-        if not hasattr(config.text_config, "hidden_size"):
-            raise AlmosaicError(
-                f"expected a model of text, found {config.text_config.model_type}, which reads more; give "
-                "the language model inside it"
-            )
-        widths = config.audio_config.hidden_size, config.text_config.hidden_size
+        widths = config.audio_config.hidden_size, word_width(config.text_config)
         self.multi_modal_projector = build_projector(settings, *widths, config.audio_config.grid.time)
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         if config.lora is not None:

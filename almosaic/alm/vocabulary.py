@@ -1,10 +1,32 @@
-"""The word tables of a language model: room for `<|audio|>`, and how loud words are."""
+"""The words of a language model: how wide and how loud they are, and room for `<|audio|>` among them."""
 
 from typing import Any
 
 import torch
 
+from almosaic.errors import AlmosaicError
+
 _SAMPLED_ROWS = 4096
+
+
+def word_width(text_config: Any) -> int:
+    """Width `H` of the words, in whose place audio tokens can stand.
+
+    Raises:
+        AlmosaicError: a model of more than text, or one whose blocks look words up again, which audio tokens
+            are not.
+    """
+    if not hasattr(text_config, "hidden_size"):
+        raise AlmosaicError(
+            f"expected a model of text, found {text_config.model_type}, which reads more; give the language "
+            "model inside it"
+        )
+    if getattr(text_config, "hidden_size_per_layer_input", 0):
+        raise AlmosaicError(
+            f"expected a model that looks a word up once, found {text_config.model_type}, which does so in "
+            "every block; audio tokens have no entry there: give another language model"
+        )
+    return int(text_config.hidden_size)
 
 
 @torch.no_grad()

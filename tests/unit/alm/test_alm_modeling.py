@@ -12,7 +12,13 @@ from helpers_tiny import (
     tiny_tokenizer,
     waveform,
 )
-from transformers import AutoModelForMultimodalLM, AutoProcessor, Gemma3Config, LlamaForCausalLM
+from transformers import (
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    Gemma3Config,
+    Gemma3nTextConfig,
+    LlamaForCausalLM,
+)
 
 from almosaic.alm import AlmosaicConfig, AlmosaicForConditionalGeneration, AlmosaicProcessor
 from almosaic.alm.layout import AudioLayout
@@ -268,11 +274,15 @@ def test_configuration_from_dictionaries(tiny):
         AlmosaicConfig(text_config={"hidden_size": 8})
 
 
-def test_a_model_that_reads_more_than_text_is_refused(tmp_path):
+def test_a_model_that_reads_more_than_words_once_is_refused():
     tiny = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     images = Gemma3Config(text_config={"vocab_size": 400, "head_dim": 8} | tiny, vision_config=tiny)
     with pytest.raises(AlmosaicError, match="a model of text, found gemma3, which reads more"):
         AlmosaicForConditionalGeneration(AlmosaicConfig(text_config=images))
+    with pytest.raises(
+        AlmosaicError, match="looks a word up once, found gemma3n_text, which does so in every"
+    ):
+        AlmosaicForConditionalGeneration(AlmosaicConfig(text_config=Gemma3nTextConfig()))
 
 
 def test_more_queries_than_time_patches_are_refused_at_once(tmp_path):
