@@ -1,6 +1,7 @@
 """A chat with an audio-language model: clips by upload or microphone, streamed answers, what a clip costs."""
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from almosaic.audio import load_audio
 from almosaic.errors import AlmosaicError
 from almosaic.features import SAMPLING_RATE, frames_of, log_mel_fbank
 from almosaic.inference import load_model, stream
+from almosaic.token_memory import TokenMemory
 from almosaic.training.callbacks import quiet_library
 
 ERROR_TITLE = "This did not work"
+PICTURES_KEPT = 64
 PROMPTS = (
     "What can be heard?",
     "Describe the audio.",
@@ -67,7 +70,12 @@ def build_page(model: Any, processor: Any, name: str) -> gr.Blocks:
                     temperature = gr.Slider(
                         0.0, 1.5, value=0.0, step=0.05, label="Temperature (0 = likeliest word)"
                     )
-                    top_p = gr.Slider(0.05, 1.0, value=1.0, step=0.05, label="Top p")
+                    top_p = gr.Slider(0.05, 1.0, value=1.0, step=0.05, label="Top p (with a temperature)")
+                    top_k = gr.Slider(
+                        0, 200, value=0, step=1, label="Top k (with a temperature; 0 = all words)"
+                    )
+                    penalty = gr.Slider(1.0, 2.0, value=1.0, step=0.05, label="Repetition penalty")
+                    seed = gr.Number(None, precision=0, label="Seed (empty = another answer each time)")
             with gr.Column(scale=2):
                 gr.ChatInterface(
                     chat.answer,
@@ -79,7 +87,7 @@ def build_page(model: Any, processor: Any, name: str) -> gr.Blocks:
                         file_count="multiple",
                         placeholder="Ask about the clip",
                     ),
-                    additional_inputs=[clip, length, temperature, top_p, heard],
+                    additional_inputs=[clip, length, temperature, top_p, top_k, penalty, seed, heard],
                     additional_outputs=[pictures, cost, heard],
                     examples=[[{"text": prompt, "files": []}] for prompt in PROMPTS],
                     run_examples_on_click=False,
@@ -91,11 +99,13 @@ def build_page(model: Any, processor: Any, name: str) -> gr.Blocks:
 
 
 class Chat:
-    """One model behind the page; it keeps nothing between calls, the browser holds the conversation."""
+    """One model behind the page; the browser holds the conversation, here stay clips heard lately."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model = model
         self.processor = processor
+        self.memory = TokenMemory(model, processor)
+        self.pictures: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
 
     def answer(
         self,
@@ -105,6 +115,9 @@ class Chat:
         length: float,
         temperature: float,
         top_p: float,
+        top_k: float,
+        penalty: float,
+        seed: float | None,
         heard: Mapping[str, str],
     ) -> Iterator[tuple[Any, Any, Any, Any]]:
         """Stream one reply; `heard` says which clip of the side panel belongs to which user turn."""
@@ -114,10 +127,10 @@ class Chat:
             heard = {**heard, str(turn): clip}
         try:
             conversation = to_conversation([*history, {"role": "user", "content": as_parts(message)}], heard)
-            pictures, tokens = self.look_at(conversation["audios"])
-            sampling: dict[str, Any] = {"max_new_tokens": int(length)}
+            conversation["audios"], pictures, tokens = self.look_at(conversation["audios"])
+            sampling = {"max_new_tokens": int(length), "repetition_penalty": penalty}
             if temperature > 0:
-                sampling |= {"temperature": temperature, "top_p": top_p}
+                sampling |= chosen_words(temperature, top_p, top_k, seed)
             shown: Any = pictures
             for text, status in self.timed(conversation, tokens, sampling):
                 yield text, shown, status, heard
@@ -127,25 +140,37 @@ class Chat:
             bubble = gr.ChatMessage(role="assistant", content=str(error), metadata={"title": ERROR_TITLE})
             yield bubble, gr.skip(), f"**{ERROR_TITLE}.** {error}", heard
 
-    def look_at(self, clips: Sequence[str]) -> tuple[list[tuple[NDArray[np.uint8], str]], int]:
-        """A spectrogram with its caption per clip, and the audio tokens of all of them together."""
-        pictures, total = [], 0
+    def look_at(
+        self, clips: Sequence[str]
+    ) -> tuple[list[tuple[NDArray[np.float32], int]], list[tuple[NDArray[np.uint8], str]], int]:
+        """The decoded clips, a spectrogram with its caption for each, and the audio tokens of all of them."""
+        decoded, pictures, total = [], [], 0
         for path in clips:
-            waveform = load_audio(path)
+            waveform = load_audio(path, max_seconds=self.processor.max_audio_seconds)
+            decoded.append((waveform, SAMPLING_RATE))
             tokens = audio_token_cost(frames_of(len(waveform)), self.model.config, self.processor.tokenizer)
             seconds = len(waveform) / SAMPLING_RATE
             pictures.append(
-                (spectrogram(waveform), f"{Path(path).name}: {seconds:.1f} s, {tokens} audio tokens")
+                (self.picture(path, waveform), f"{Path(path).name}: {seconds:.1f} s, {tokens} audio tokens")
             )
             total += tokens
-        return pictures, total
+        return decoded, pictures, total
+
+    def picture(self, path: str, waveform: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """The spectrogram of a clip, drawn once: an upload's path stands for what is in the file."""
+        if path not in self.pictures:
+            self.pictures[path] = spectrogram(waveform)
+        self.pictures.move_to_end(path)
+        if len(self.pictures) > PICTURES_KEPT:
+            self.pictures.popitem(last=False)
+        return self.pictures[path]
 
     def timed(
         self, conversation: Mapping[str, Any], tokens: int, sampling: Mapping[str, Any]
     ) -> Iterator[tuple[str, str]]:
         """The growing answer, with the audio's cost, the time to the first word and the speed since."""
         start, first, text = time.perf_counter(), 0.0, ""
-        for piece in stream(self.model, self.processor, conversation, **sampling):
+        for piece in stream(self.model, self.processor, conversation, memory=self.memory, **sampling):
             first = first or time.perf_counter() - start
             text += piece
             words = len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -157,6 +182,16 @@ class Chat:
         if not text.strip():
             waited = time.perf_counter() - start
             yield "(the model answered with nothing)", f"{tokens} audio tokens; no word after {waited:.2f} s"
+
+
+def chosen_words(temperature: float, top_p: float, top_k: float, seed: float | None) -> dict[str, Any]:
+    """What the sliders say about drawing words; a seed that is left empty is drawn."""
+    chosen: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
+    if top_k >= 1:
+        chosen["top_k"] = int(top_k)
+    if seed is not None:
+        chosen["seed"] = int(seed)
+    return chosen
 
 
 def to_conversation(history: Sequence[Mapping[str, Any]], heard: Mapping[str, str]) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from almosaic.errors import AlmosaicError
 from almosaic.loading import load_model
 from demo import app
 
-LENGTH, TEMPERATURE, TOP_P = 6, 0.0, 1.0
+LENGTH = 6
+GREEDY = (LENGTH, 0.0, 1.0, 0, 1.0, None)  # length, temperature, top p, top k, repetition penalty, seed
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def ask(client: Client, text: str, files: list[str], clip: str | None = None) ->
     """Everything that the page shows for one message: reply, pictures, status."""
     message = {"text": text, "files": [handle_file(file) for file in files]}
     beside = handle_file(clip) if clip else None
-    job = client.submit(message, beside, LENGTH, TEMPERATURE, TOP_P, api_name="/answer")
+    job = client.submit(message, beside, *GREEDY, api_name="/answer")
     return list(job.result())
 
 
@@ -88,7 +89,7 @@ def test_bad_audio_is_a_bubble_and_the_chat_goes_on(client: Client, clip: str, t
 
 
 def test_an_answer_grows_and_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "stream", lambda *args, **sampling: iter(["a ", "dog ", f"{sampling}"]))
+    monkeypatch.setattr(app, "stream", lambda *args, memory, **sampling: iter(["a ", "dog ", f"{sampling}"]))
     processor = type("", (), {"tokenizer": lambda self, text, **_: {"input_ids": text.split()}})()
     shown = list(app.Chat(None, processor).timed({}, 8, {"temperature": 0.5}))
     assert [text for text, _ in shown] == ["a ", "a dog ", "a dog {'temperature': 0.5}"]
