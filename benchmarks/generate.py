@@ -177,7 +177,7 @@ def show(report: dict[str, Any]) -> None:
     cost = {name: 1e6 * value for name, value in report["seconds_per_audio_token"].items()}
     print(
         f"one audio token more: {cost['first_word_new']:.0f} us to the first word about a new clip, "
-        f"{cost['first_word_heard']:.0f} us about one heard before, {cost['answer_heard']:.0f} us to an answer"
+        f"{cost['first_word_heard']:.0f} us about one heard, {cost['answer_heard']:.0f} us to an answer"
     )
     few = report["repeated_clips"]
     print(
