@@ -24,6 +24,8 @@ _HOME_OF = {
     "embed": "almosaic.inference",
     "generate": "almosaic.inference",
     "load_model": "almosaic.inference",
+    "stream": "almosaic.inference",
+    "TokenMemory": "almosaic.token_memory",
     "AlmosaicError": "almosaic.errors",
     "AudioError": "almosaic.errors",
 }

@@ -46,6 +46,8 @@ def test_recipe_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
         (["embed", "model", "nowhere.wav", "-o", "x.npz"], "nowhere.wav"),
         (["embed", "model", __file__, "-o", "x.txt"], ".safetensors, .npz or .jsonl"),
         (["generate", "nowhere", __file__, "--prompt", "What?"], "nowhere"),
+        (["generate", "nowhere", __file__], "expected --prompt TEXT"),
+        (["generate", "nowhere", "questions.jsonl"], "questions.jsonl"),
         (["export", "one"], "RUN OUT"),
         (["export", "nowhere", "out"], "nowhere"),
         (["check", "nowhere.jsonl"], "nowhere.jsonl"),
