@@ -56,6 +56,8 @@ def export(
         raise AlmosaicError(f"{folder} is an encoder, and only an audio-language model has an adapter form")
     if form == "merged" and speaks:
         merge_adapters(model)
+    if form == "full" and speaks:
+        model.config.language_model_quantization = None  # its weights are written in full precision
     # Under another name until it is whole: a full disk or a key press leaves no folder that looks finished.
     with whole_folder(out) as temporary:
         if form == "adapter":

@@ -206,5 +206,8 @@ def test_adapters_of_a_quantised_run_are_merged_into_the_weights_in_full_precisi
     precise, _ = load_model(folder, device="cpu", quantize="none")
     assert torch.allclose(logits(merged, batch), logits(precise, batch), atol=1e-4)
     assert not torch.allclose(logits(model, batch), logits(precise, batch), atol=1e-4)
+    full, _ = load_model(export(folder, tmp_path / "full", "full"), device="cpu")
+    assert torch.equal(logits(full, batch), logits(precise, batch))
+    assert full.config.language_model_quantization is None
     adapter, _ = load_model(export(folder, tmp_path / "adapter", "adapter"), device="cpu")
     assert torch.equal(logits(adapter, batch), logits(model, batch))
