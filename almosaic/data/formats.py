@@ -92,7 +92,7 @@ class ChatRows:
             raise AlmosaicError(
                 f"{place}: expected {wanted} to learn from, found none; the keys are {', '.join(record)}"
             )
-        name = record.get("id", record.get("key", str(index)))
+        name = next((record[key] for key in ("id", "key") if record.get(key) is not None), index)
         return _row(str(name), turns, self.roots[number], place)
 
     def place(self, index: int) -> str:

@@ -86,7 +86,8 @@ def _of_entry(entry: Entry, sounds: Entry) -> Iterator[DataSource]:
         name, note = _short(Path(shards[0]).parent), "licences inside archives are not read"
         yield DataSource(name=name, kind="tar archives", place=", ".join(shards), note=note)
     else:
-        yield _of_chat_file(entry["path"])
+        paths = [entry["path"]] if isinstance(entry["path"], str) else entry["path"]
+        yield from map(_of_chat_file, paths)
 
 
 def _of_bank(bank: Entry, kind: str) -> Iterator[DataSource]:

@@ -70,6 +70,7 @@ def test_every_form_is_recognised_and_gives_the_same_row(tmp_path, form):
         assert row.pop("id") == ("7" if form == "slam" else "0")
         assert row == expected
     assert read_one(tmp_path, RECORDS[form] | {"id": 12})["id"] == "12"
+    assert read_one(tmp_path, RECORDS[form] | {"id": None})["id"] in ("0", "7")
 
 
 @pytest.mark.parametrize("form", RECORDS)

@@ -80,6 +80,8 @@ def test_chat_files_count_their_conversations(tmp_path):
     source = of([plain(ChatFileSettings, path=path)])
     assert (source.name, source.kind, source.rows) == ("openaqa", "conversations", 2)
     assert source.licenses == {"CC-BY-4.0": 1, NOT_STATED: 1} and source.attributions == {"eve": 1}
+    several = data_sources({"data": [plain(ChatFileSettings, path=[path, path])]})
+    assert several == [source, source]
 
 
 def test_what_cannot_be_counted_says_why(tmp_path, manifest):
