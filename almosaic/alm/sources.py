@@ -83,7 +83,9 @@ def reach(name: str) -> bool:
     if Path(name).is_dir():
         return False
     if Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1:
-        raise AlmosaicError(f"language model {name!r} cannot be had: no such folder; give a folder or a hub name")
+        raise AlmosaicError(
+            f"language model {name!r} cannot be had: no such folder; give a folder or a hub name"
+        )
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     try:
