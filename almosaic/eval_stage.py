@@ -41,7 +41,7 @@ class Evaluation:
             if (asked := self.stage.question_answering) is not None:
                 records = self._kept(f"questions-{name}", folder, self._ask)
                 scores["question_answering"][name] = question_answering.score(records, asked.headline)
-            if self.stage.captioning is not None and number == 0:
+            if (asks := self.stage.captioning) is not None and (number == 0 or asks.compare):
                 records = self._kept(f"captions-{name}", folder, self._caption)
                 scores["captioning"][name] = captioning.score(records)
         write_json(self.folder / "scores.json", scores)

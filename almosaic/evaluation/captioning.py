@@ -32,7 +32,11 @@ FACTS = ("precision", "recall", "f1", "order", "count", "overlap")
 
 
 class CaptioningSettings(Settings):
-    """What is captioned and how; `majority_scenes` training scenes give the majority caption."""
+    """What is captioned and how.
+
+    `majority_scenes` training scenes give the majority caption; with `compare` the stage's compared models
+    write captions too.
+    """
 
     name: Literal["captioning"] = "captioning"
     scenes: int = Field(default=200, ge=1)
@@ -40,6 +44,7 @@ class CaptioningSettings(Settings):
     seed: int = 0
     prompt: str = CAPTION_PROMPTS[0]
     majority_scenes: int = Field(default=500, ge=1)
+    compare: bool = False
     batch_size: int = Field(default=16, ge=1)
     max_new_tokens: int = Field(default=48, ge=1)
 

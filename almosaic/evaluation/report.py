@@ -31,7 +31,7 @@ from almosaic.evaluation.probe_tables import detail_table, layer_curves, layer_t
 from almosaic.evaluation.tables import (
     NAMES,
     Results,
-    caption_table,
+    caption_tables,
     headline,
     model_table,
     question_table,
@@ -179,8 +179,7 @@ def _classifiers(results: Results) -> str:
 
 def _captions(results: Results) -> str:
     body = ""
-    for name, score in (results.get("captioning") or {}).items():
-        shown = caption_table(name, score)
+    for shown in caption_tables(results):
         body += f"<p>{escape(shown.title)}</p>" + page.html_table(shown.header, shown.rows, first_bold=True)
     lead = (
         "Facts are the sounds that a caption names, their order, number and overlap, read from its words. "

@@ -44,9 +44,7 @@ def tables(results: Results) -> list[Table]:
         found += probe_tables(results["probe"])
     if results.get("classification"):
         found.append(classification_table(results["classification"]))
-    for name, score in (results.get("captioning") or {}).items():
-        found.append(caption_table(name, score))
-    return found
+    return found + caption_tables(results)
 
 
 def question_table(name: str, score: Mapping[str, Any]) -> Table:
@@ -79,16 +77,33 @@ def question_table(name: str, score: Mapping[str, Any]) -> Table:
 
 
 def model_table(asked: Mapping[str, Any]) -> Table:
-    """One line per model: accuracy, best control and gap over its headline templates."""
-    header = ["model", "audio", "best control", "gap", "95 %", "questions"]
+    """One line per model: accuracy, both twins right, best control and gap over its headline templates."""
+    header = ["model", "audio", "both twins", "best control", "gap", "95 %", "questions"]
     rows = []
     for name, score in asked.items():
         gap = score["gap"]
         interval = f"{points(gap['low'])} to {points(gap['high'])}"
         control = f"{NAMES[gap['best_control']]} {percent(gap['best_control_accuracy'])}"
-        shares = [percent(gap["accuracy"]), control]
+        twins = [score["templates"][template][AUDIO]["pair_accuracy"] for template in score["headline"]]
+        shares = [percent(gap["accuracy"]), percent(sum(twins) / len(twins)), control]
         rows.append([name, *shares, points(gap["gap"]), interval, str(2 * gap["pairs"])])
     return Table("The same questions, several models", header, rows)
+
+
+def caption_tables(results: Results) -> list[Table]:
+    """The first model's captions beside their baselines, then one line for each model."""
+    scores: Mapping[str, Any] = results.get("captioning") or {}
+    found = [caption_table(name, score) for name, score in list(scores.items())[:1]]
+    if len(scores) > 1:
+        columns = ["f1", "precision", "recall", "cider_d"]
+        header = ["model", *(CAPTION_COLUMNS[column] for column in columns), "facts F1 of silence"]
+        rows = []
+        for name, score in scores.items():
+            heard, silent = (score["systems"][condition] for condition in (AUDIO, "silence"))
+            figures = [(number if column == "cider_d" else percent)(heard[column]) for column in columns]
+            rows.append([name, *figures, percent(silent["f1"])])
+        found.append(Table("Captions of the same scenes, several models", header, rows))
+    return found
 
 
 def caption_table(name: str, score: Mapping[str, Any]) -> Table:

@@ -16,6 +16,7 @@ from almosaic.evaluation.question_answering import score
 from almosaic.evaluation.report import table, write_report, write_results
 
 HOSTILE = "<script>alert('x')</script> & \"more\""
+NAMES = (["instruct"], ["untrained"])
 VOID = {"meta", "img", "br", "hr", "input", "link"}
 
 
@@ -219,3 +220,26 @@ def test_events_stand_where_they_sound_and_do_not_collide():
     assert "left:10.00%;width:40.00%;top:0.0em" in styles[0]
     assert "left:40.00%;width:20.00%;top:1.4em" in styles[1]
     assert spans[2].getAttribute("class") == "end"
+
+
+def test_several_models_are_compared_line_by_line():
+    """Both twins right beside the accuracy, and the facts of captions beside those written in silence."""
+    results = everything()
+    captioned = results["captioning"]["instruct"]
+    systems = captioned["systems"] | {"silence": dict.fromkeys(captioned["systems"]["audio"], 0.125)}
+    deaf = {"audio": systems["silence"], "silence": systems["silence"]}
+    results["captioning"] = {
+        "instruct": captioned | {"systems": systems},
+        "untrained": captioned | {"systems": deaf},
+    }
+    shown = table(results, width=150)
+    asked = shown.split("The same questions, several models")[1].splitlines()[:8]
+    captions = shown.split("Captions of the same scenes, several models")[1].splitlines()
+    assert any("facts F1 of silence" in line for line in captions[:3])
+
+    def column(lines, place):
+        return {line.split()[0]: line.split()[place] for line in lines if line.split()[:1] in NAMES}
+
+    assert column(captions, 1) == {"instruct": "50.0", "untrained": "12.5"}
+    assert column(asked, 3) == {"instruct": "100.0", "untrained": "0.0"}
+    assert shown.count("Captions of 3 scenes") == 1, "the baselines stand beside the first model alone"
