@@ -2,6 +2,7 @@
 
 import wave
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -76,6 +77,13 @@ def load_audio(
     if rate != sampling_rate:
         samples = _resample(samples, rate, sampling_rate, name)
     return np.ascontiguousarray(samples.mean(axis=1), dtype=np.float32)
+
+
+def load_named(sources: Any, sampling_rate: int | None = None) -> Any:
+    """`load_audio` for a path or URI, or each of a list, as the library's pipelines ask; else as it is."""
+    if isinstance(sources, list):
+        return [load_named(source, sampling_rate) for source in sources]
+    return load_audio(sources, sampling_rate or SAMPLING_RATE) if isinstance(sources, str | Path) else sources
 
 
 def decoded_seconds(source: AudioSource) -> float:

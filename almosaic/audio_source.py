@@ -41,6 +41,11 @@ def open_source(source: str | Path | bytes | BinaryIO, name: str) -> str | Binar
     if isinstance(source, str | Path):
         return _checked_path(source)
     file = io.BytesIO(source) if isinstance(source, bytes) else source
+    if not hasattr(file, "read"):
+        raise AudioError(
+            f"{name}: expected a path, a URI, bytes, a file object or (array, rate), found "
+            f"{type(source).__name__} {str(source)[:40]!r}"
+        )
     if not isinstance(file.read(0), bytes):
         raise AudioError(f"{name}: expected a file opened in binary mode, found text; open it with 'rb'")
     file = file if file.seekable() else io.BytesIO(file.read())

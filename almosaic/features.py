@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BatchFeature, SequenceFeatureExtractor
 
+from almosaic.audio import load_named
 from almosaic.errors import AlmosaicError, AudioError
 from almosaic.settings import Settings
 
@@ -163,10 +164,8 @@ def _mel_bank(num_mel_bins: int, device: torch.device) -> Tensor:
         corners = torch.linspace(low, high, num_mel_bins + 2, dtype=torch.float64)
         left, centre, right = corners[:-2], corners[1:-1], corners[2:]
         mel = (1127.0 * torch.log1p(lines / 700.0))[:, None]
-        weights = torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp_min(
-            0.0
-        )
-        return weights.float().to(device)
+        rising, falling = (mel - left) / (centre - left), (right - mel) / (right - centre)
+        return torch.minimum(rising, falling).clamp_min(0.0).float().to(device)
 
 
 @lru_cache(maxsize=8)
@@ -189,6 +188,7 @@ class AudioMosaicFeatureExtractor(SequenceFeatureExtractor):  # type: ignore[mis
     """
 
     model_input_names = ["input_features", "input_features_mask"]  # noqa: RUF012 (the library's own convention)
+    fetch_audio = staticmethod(load_named)
 
     def __init__(
         self,

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
-
-import numpy as np
 
 from almosaic.audio import AudioSource
 from almosaic.errors import AlmosaicError
@@ -94,7 +93,7 @@ def assign_clips(audio: Any, rows: Sequence[Row], alone: bool) -> list[list[Audi
 def _is_clip(item: Any) -> bool:
     """Whether an item stands for one clip: no list, and no tuple but (array, rate)."""
     if isinstance(item, tuple):
-        return len(item) == 2 and np.ndim(item[1]) == 0 and not isinstance(item[1], str)
+        return len(item) == 2 and hasattr(item[0], "__array__") and isinstance(item[1], Real)
     return not isinstance(item, list)
 
 

@@ -64,6 +64,8 @@ class AlmosaicProcessor(ProcessorMixin):  # type: ignore[misc]
         self.queries = queries
         self.max_audio_seconds = max_audio_seconds
         self.allow_remote = allow_remote
+        # The library's pipelines pad prompts as these two say; behind a prompt, padding would be continued.
+        tokenizer.padding_side = feature_extractor.padding_side = "left"
         super().__init__(
             feature_extractor, tokenizer, chat_template=chat_template or choose_template(tokenizer)
         )

@@ -190,6 +190,8 @@ BAD_SOURCES = {
     "three axes": ((np.zeros((2, 2, 800)), RATE), "shape"),
     "empty array": ((np.zeros(0), RATE), "no samples"),
     "swapped pair": ((RATE, tone()), "(array, rate)"),
+    "a number": (0.25, "found float '0.25'"),
+    "nothing at all": (None, "found NoneType"),
     "uri without data": ("data:audio/wav;base64", "comma"),
     "damaged uri": ("data:audio/wav;base64,@@@", "base64"),
     "text file": (io.StringIO("hello"), "binary"),
