@@ -144,8 +144,9 @@ def recognise(record: Record, form: Format, place: str) -> str:
 
 
 def may_be_chat(record: Record) -> bool:
-    """Whether a record has the keys of any form."""
-    return bool(_candidates(tuple(key for key, value in record.items() if value is not None)))
+    """Whether a record has the keys of a form; of a table's form only without `id`, which manifests have."""
+    names = {name for name, _ in _candidates(tuple(key for key in record if record[key] is not None))}
+    return bool(names - {"mdl", "captions"}) or (bool(names) and "id" not in record)
 
 
 @lru_cache(maxsize=256)

@@ -124,6 +124,8 @@ def test_clips_in_archives(chat):
         ("a.jsonl", '{"id": "a", "audio": "a.wav", "captions": ["A dog."]}\n', False),
         ("a.jsonl", '{"id": "a", "audio": "a.wav"}\n', False),
         ("a.jsonl", '{"id": "a", "audio": "a.wav"}\n{"messages": []}\n', True),
+        ("a.jsonl", '{"id": "a", "audio": "a.wav", "caption": "A dog.", "labels": ["dog"]}\n', False),
+        ("a.jsonl", '{"audio": "a.wav", "caption": "A dog."}\n', True),
         ("a.jsonl", '{"text": "a", "wav": "a.wav"}\n', True),
         ("a.jsonl", "not JSON\n", False),
         ("a.json", "{}", True),
