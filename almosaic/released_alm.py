@@ -11,6 +11,7 @@ from transformers import AutoConfig
 from almosaic.alm import AlmosaicConfig, AlmosaicForConditionalGeneration, AlmosaicProcessor, apply_tuning
 from almosaic.alm.alpaca import ALPACA_SHORT, PUBLISHED_SAMPLING, prepare_tokenizer
 from almosaic.alm.ltu import PROJECTOR, TUNE, from_released_ltu, to_released_ltu
+from almosaic.alm.sources import reach
 from almosaic.encoder import AudioMosaicConfig, AudioMosaicModel
 from almosaic.errors import AlmosaicError
 from almosaic.features import AudioMosaicFeatureExtractor
@@ -35,7 +36,7 @@ def convert_released_alm(
     Args:
         file: safetensors, or a torch file, which is read without running code from it.
         out: a new or empty folder.
-        language_model: folder of the Llama that the adapters were trained in, with its tokenizer.
+        language_model: folder or hub name of the Llama that the adapters were trained in, with its tokenizer.
         extractor: the front end.
         heads: attention heads of the encoder; of 64 channels, as published, when None.
 
@@ -43,8 +44,9 @@ def convert_released_alm(
         AlmosaicError: unreadable, not such weights, or a language model that they do not fit.
     """
     tensors = read_weights(file)
+    cached = reach(str(language_model))
     try:
-        text_config = AutoConfig.from_pretrained(language_model)
+        text_config = AutoConfig.from_pretrained(language_model, local_files_only=cached)
     except (OSError, ValueError) as error:
         raise AlmosaicError(
             f"{language_model}: expected the folder of a language model, found none "

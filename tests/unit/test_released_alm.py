@@ -274,7 +274,8 @@ def test_other_files_and_folders_are_one_line(
         (tmp_path / "encoder.bin", [*ltu, str(release.llama)], "for an encoder alone leave the"),
         (tmp_path / "code.bin", [*ltu, str(release.llama)], "could run code"),
         (given, [*ltu, str(tmp_path / "qwen")], "found a qwen2 of width 16 with 32 layers"),
-        (given, [*ltu, str(tmp_path / "nowhere")], "expected the folder of a language model, found none"),
+        (given, [*ltu, str(tmp_path / "nowhere")], "no such folder"),
+        (given, [*ltu, str(tmp_path)], "expected the folder of a language model, found none"),
         (given, ["--language-model", str(release.llama)], "expected preset ltu"),
         (given, [*ltu, str(release.llama), "--probe-layer", "1"], "probe_layer 1"),
     ):
