@@ -92,11 +92,11 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
             checkpoints.remove_temporary(self.folder)
         rows = len(self.train_dataset)
         checkpoints.keep_count(self.folder, rows, resumes=found is not None, write=self.args.should_save)
-        if found and checkpoints.is_final(found, self.args.max_steps):
-            self._load_from_checkpoint(str(found))
-            self._write_log(checkpoints.state_of(found)["log_history"])
-            return
         try:
+            if found and checkpoints.is_final(found, self.args.max_steps):
+                self._load_from_checkpoint(str(found))
+                self._write_log(checkpoints.state_of(found)["log_history"])
+                return
             with self.stop, worker_errors_in_one_line():
                 self.train(resume_from_checkpoint=str(found) if found else None)
         finally:

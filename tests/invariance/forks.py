@@ -49,7 +49,7 @@ def _forked(function, log, arguments, environment):
 def finish(*processes, log):
     """Wait for processes that must succeed."""
     for process in processes:
-        process.join(300)
+        process.join(600)
     assert [process.exitcode for process in processes] == [0] * len(processes), Path(log).read_text()[-3000:]
 
 

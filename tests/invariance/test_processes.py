@@ -49,7 +49,7 @@ def test_two_gloo_processes_train_as_one(tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert [(tmp_path / f"world-{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
