@@ -82,7 +82,7 @@ def test_families_come_back_in_half_precision_from_several_files(family, tmp_pat
     merged, _ = load_model(export(folder, tmp_path / "merged"), device="cpu")
     wanted = logits(model, batch).float()
     # Adding the adapters rounds each weight to 8 bits of mantissa once more.
-    assert torch.allclose(logits(merged, batch).float(), wanted, atol=0.05 * float(wanted.abs().max()))
+    assert float((logits(merged, batch).float() - wanted).norm() / wanted.norm()) < 0.1
     tables = merged.get_input_embeddings().weight, merged.get_output_embeddings().weight
     tied = FAMILIES[family].tie_word_embeddings
     assert len(tables[0]) > SHAPE["vocab_size"] and (tables[0] is tables[1]) == tied
