@@ -115,7 +115,7 @@ def test_clips_in_archives_are_found_by_their_names(clips):
     second = pack(clips / "2.tar", b=audio(2), c=audio(3))
     rows = [row("./b.wav"), row("a.wav", "c.wav"), row("b.wav", "d.wav")]
     path = write(clips / "a.jsonl", *rows)
-    data = ChatFileDataset(ChatRows(path, "sounds"), ShardClips([first, second]))
+    data = ChatFileDataset(ChatRows(path, "./sounds"), ShardClips([first, second]))
     assert [data[index]["clips"] for index in range(3)] == [[0], [1, 2], [0, 3]]
     assert [round(float(data.source.waveform(clip, 0).mean()) * 100) for clip in range(3)] == [2, 1, 3]
     assert data.source.seconds(0) == pytest.approx(0.2)
