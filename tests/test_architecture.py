@@ -17,7 +17,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # The longest matching prefix decides. Everything stands on `errors`, `settings` and `files`.
 GROUND = {"errors", "settings", "files"}
 FLOORS = {
-    "audio": 0, "audio_source": 0, "remote": 0, "ffmpeg": 0, "truncation": 0, "masking": 0, "evaluation.metrics": 0, "data.manifest": 0, "data.draws": 0,
+    "audio": 0, "audio_source": 0, "remote": 0, "ffmpeg": 0, "truncation": 0, "masking": 0,
+    "evaluation.metrics": 0, "data.manifest": 0, "data.draws": 0,
     "features": 1, "encoder": 1, "scenes": 1, "messages": 1,
     "objectives": 2, "alm": 2, "data": 2, "auto": 2,
     "loading": 3, "inference": 3, "feature_cache": 3, "layer_features": 3, "provenance": 3, "pooling": 2,
