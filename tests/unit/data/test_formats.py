@@ -92,9 +92,12 @@ USER = {"role": "user", "content": "<audio>?"}
         ({**TAGGED, "audios": 3}, "expected `audios` to be a list of paths, found int 3"),
         ({"messages": []}, "expected a non-empty list `messages`, found list"),
         ({"text": "?"}, "expected a record of a known format .* found the keys text"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, "message 1: expected a role of .* found str 'robot'"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "expected a role of .* found str 'robot'"),
         ({"messages": [{"role": "user"}]}, "message 1: expected content, a string or a list"),
-        ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "part 1: expected a part of type text or audio, found str 'video'"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "video"}]}]},
+            "type text or audio, found str 'video'",
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "audio", "audio": 3}]}]},
             "part 1: expected audio to be a path.* found int 3",
@@ -118,7 +121,7 @@ def test_files_that_are_no_chat_at_all(tmp_path):
     with pytest.raises(AlmosaicError, match=r"bad\.jsonl:1: not valid JSON"):
         read_chat(tmp_path / "bad.jsonl")
     (tmp_path / "object.json").write_text("{}")
-    with pytest.raises(AlmosaicError, match="expected a list of conversations, or an object .*, found dict"):
+    with pytest.raises(AlmosaicError, match=r"expected a list of conversations, or an object .*, found dict"):
         read_chat(tmp_path / "object.json")
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(AlmosaicError, match="at least one conversation, found none"):
