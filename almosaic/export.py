@@ -69,6 +69,8 @@ def export(
             (temporary / PROVENANCE_FILE).write_text(provenance.model_dump_json(indent=1), encoding="utf-8")
         card = model_card(model, provenance, adapter=form == "adapter")
         (temporary / "README.md").write_text(card, encoding="utf-8")
+        for weights in temporary.glob("*.safetensors"):  # its writer lets nobody else read them
+            weights.chmod((temporary / "README.md").stat().st_mode)
     return out
 
 

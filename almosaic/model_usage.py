@@ -77,6 +77,7 @@ def usage(model: Any, adapter: bool) -> str:
         "since, `load_model(..., language_model=FOLDER)` finds it; another one is refused."
     )
     peft = "peft alone reads the folder too, on a model that is built the same way:"
+    own += ' The library\'s pipeline takes both: `pipeline("any-to-any", model=model, processor=processor)`.'
     return f"{_python(_ASK)}\n\n{own}\n\n{peft}\n\n{_python(_PEFT.replace('{base}', base))}"
 
 

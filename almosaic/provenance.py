@@ -5,7 +5,7 @@ Written beside the weights as `provenance.json`, so that it survives another exp
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field, ValidationError
 
@@ -79,6 +79,14 @@ class Provenance(Settings):
         return None
 
 
+class Line(NamedTuple):
+    """Stages in order, parts of which nothing is recorded, and sha256 of data files of other runs."""
+
+    stages: list[StageRecord]
+    unknown: list[str]
+    hashes: dict[str, str]
+
+
 def provenance_of(folder: Path) -> Provenance:
     """What is known of a model folder: from the file beside it, or from the run that it is a stage of.
 
@@ -97,29 +105,31 @@ def provenance_of(folder: Path) -> Provenance:
     if not (stage / "stage.json").is_file():
         return Provenance()
     run = stage.parent.parent
-    stages, unknown = _line(stage)
+    stages, unknown, hashes = _line(stage)
     environment = _json(run / "environment.json").get("sessions") or [{}]
     return Provenance(
         stages=tuple(stages),
         unknown=tuple(unknown),
         recipe=_text(run / "recipe.yaml"),
         results=_json(run / "results.json"),
-        hashes=environment[-1].get("files", {}),
+        hashes=hashes | environment[-1].get("files", {}),
         packages=environment[-1].get("packages", {}),
         trained=environment[0].get("started", "")[:10],
     )
 
 
-def _line(stage: Path) -> tuple[list[StageRecord], list[str]]:
-    """A stage and those it is built on, the earliest first, and parts of which nothing is recorded."""
+def _line(stage: Path) -> Line:
+    """A stage and those it is built on, the earliest first."""
     note = _json(stage / "stage.json")
     settings = note.get("settings", {})
     stages: list[StageRecord] = []
     unknown: list[str] = []
+    hashes: dict[str, str] = {}
     for reference in note.get("inputs", {}):
-        earlier, missing = _earlier(stage, reference, settings.get("from"))
+        earlier, missing, files = _earlier(stage, reference, settings.get("from"))
         stages += [one for one in earlier if one not in stages]
         unknown += missing
+        hashes |= files
     rows = _json(stage / "rows.json").get("rows")
     record = StageRecord(
         id=stage.name,
@@ -129,10 +139,10 @@ def _line(stage: Path) -> tuple[list[StageRecord], list[str]]:
         seconds=note.get("seconds"),
         data=tuple(data_sources(settings)),
     )
-    return [*stages, record], unknown
+    return Line([*stages, record], unknown, hashes)
 
 
-def _earlier(stage: Path, reference: str, start: Any) -> tuple[list[StageRecord], list[str]]:
+def _earlier(stage: Path, reference: str, start: Any) -> Line:
     """The line of a part: a stage of the same run, or a model folder or run elsewhere."""
     if (stage.parent / reference / "stage.json").is_file():
         return _line(stage.parent / reference)
@@ -140,9 +150,10 @@ def _earlier(stage: Path, reference: str, start: Any) -> tuple[list[StageRecord]
     try:
         folder = model_folder(reference, "pretrain" if encoder else None)
     except AlmosaicError:  # gone since: said in the record
-        return [], [reference]
+        return Line([], [reference], {})
     found = provenance_of(folder)
-    return list(found.stages), [*found.unknown, *([] if found.stages else [reference])]
+    unknown = [*found.unknown, *([] if found.stages else [reference])]
+    return Line(list(found.stages), unknown, found.hashes)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -77,7 +77,8 @@ def _of_entry(entry: Entry, sounds: Entry) -> Iterator[DataSource]:
         yield from _of_bank(sounds, _BANK_USES[kind])
     elif "manifest" in entry:
         chosen = _split_rule(entry) if "name" in entry else _held_out_rule(entry)
-        yield _of_manifest(entry["manifest"], chosen, kind)
+        used_as = {"manifest": "clips", "captions": "captioned clips"}.get(kind, kind)
+        yield _of_manifest(entry["manifest"], chosen, used_as)
     elif kind == "folder":
         note = "a folder of audio states no licences"
         yield DataSource(name=_short(Path(entry["folder"])), kind=kind, place=entry["folder"], note=note)

@@ -203,6 +203,8 @@ def test_adapters_of_a_quantised_run_are_merged_into_the_weights_in_full_precisi
     pytest.importorskip("bitsandbytes")
     folder, model, batch = tiny_run(tmp_path, LORA, quantize="nf4")
     merged, _ = load_model(export(folder, tmp_path / "merged"), device="cpu")
+    modes = {file.stat().st_mode for file in (tmp_path / "merged").iterdir()}
+    assert len(modes) == 1, "weights may be read by whoever may read the card"
     precise, _ = load_model(folder, device="cpu", quantize="none")
     assert torch.allclose(logits(merged, batch), logits(precise, batch), atol=1e-4)
     assert not torch.allclose(logits(model, batch), logits(precise, batch), atol=1e-4)

@@ -42,6 +42,8 @@ def test_only_the_stages_that_lead_to_a_model_are_told(tmp_path):
 def test_a_line_goes_on_in_another_run_and_in_an_exported_folder(tmp_path):
     encoders = tmp_path / "encoders"
     stage(encoders, "pretrain", kind="pretrain", model_type="audiomosaic")
+    files = {"sessions": [{"files": {"birds.jsonl": "abc"}}]}
+    (encoders / "environment.json").write_text(json.dumps(files))
     stage(encoders, "later", kind="alm")  # the last stage of the run, but no encoder
     exported, lost = tmp_path / "exported", tmp_path / "lost"
     exported.mkdir()
@@ -52,7 +54,7 @@ def test_a_line_goes_on_in_another_run_and_in_an_exported_folder(tmp_path):
     model = stage(tmp_path / "run", "align", [*parts.values(), str(lost)], **{"from": parts})
     found = provenance_of(model)
     assert [one.id for one in found.stages] == ["pretrain", "words", "align"]
-    assert found.unknown == ("older", str(lost))
+    assert found.unknown == ("older", str(lost)) and found.hashes == {"birds.jsonl": "abc"}
     assert provenance_of(exported) == record
     shutil.copytree(model, tmp_path / "copied")
     assert provenance_of(tmp_path / "copied") == Provenance()
