@@ -50,6 +50,9 @@ def _add_check(verbs: Any, run: Verbs) -> None:
         "--archives", metavar="TAR", nargs="+", help="archives or a pattern, in which clips are looked up"
     )
     chat.add_argument(
+        "--questions", action="store_true", help="rows for `generate`, which need no answer to learn from"
+    )
+    chat.add_argument(
         "--model", metavar="MODEL", help="count the tokens of each row too, as this model would"
     )
     check.set_defaults(run=run["check"])

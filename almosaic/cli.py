@@ -126,7 +126,8 @@ def _check(arguments: argparse.Namespace) -> int:
     from almosaic.data.check import ChatOptions, check_data
 
     tokens = None if arguments.model is None else _token_counter(arguments.model)
-    chat = ChatOptions(arguments.format, arguments.audio_root, tuple(arguments.archives or ()), tokens)
+    archives = tuple(arguments.archives or ())
+    chat = ChatOptions(arguments.format, arguments.audio_root, archives, tokens, arguments.questions)
     status = 0
     for target in arguments.data:
         notes: list[str] = []

@@ -55,6 +55,7 @@ class ChatCheck:
         audio_root: folder of relative paths, None = the file's.
         form: of the records.
         archives: where the clips are, None = in files.
+        answers: require an assistant's turn in every row, as training does.
 
     Attributes:
         complaints: one line for each bad row and each bad clip, with `file:line`.
@@ -64,9 +65,15 @@ class ChatCheck:
     """
 
     def __init__(
-        self, path: Path, audio_root: Path | None, form: Format, archives: ShardClips | None = None
+        self,
+        path: Path,
+        audio_root: Path | None,
+        form: Format,
+        archives: ShardClips | None = None,
+        answers: bool = True,
     ) -> None:
-        self.rows = ChatRows(path, "" if archives and audio_root is None else audio_root, form)
+        root = "" if archives and audio_root is None else audio_root
+        self.rows = ChatRows(path, root, form, answers=answers)
         self.archives = archives
         self.complaints: list[str] = []
         self.seconds = np.zeros(0)

@@ -25,12 +25,16 @@ class Checked(NamedTuple):
 
 
 class ChatOptions(NamedTuple):
-    """How a chat file is read: see `ChatCheck`; with `form`, any file is taken for one."""
+    """How a chat file is read: see `ChatCheck`; with `form`, any file is taken for one.
+
+    `questions` are rows to be answered: they need no assistant's turn.
+    """
 
     form: Format | None = None
     audio_root: Path | None = None
     archives: Sequence[str] = ()
     tokens: CountTokens | None = None
+    questions: bool = False
 
 
 def check_data(
@@ -54,13 +58,15 @@ def check_data(
     path = Path(target)
     if path.is_file() and (chat.form is not None or is_chat_file(path)):
         clips = ShardClips(shard_paths(chat.archives)) if chat.archives else None
-        check = ChatCheck(path, chat.audio_root, chat.form or "auto", clips)
+        check = ChatCheck(path, chat.audio_root, chat.form or "auto", clips, not chat.questions)
         items, notes = check.run(progress, chat.tokens)
         for line in notes:
             note(line)
         return Checked(items, check.complaints)
     if chat != ChatOptions():
-        raise AlmosaicError(f"{target}: --format, --audio-root, --archives and --model are for chat files")
+        raise AlmosaicError(
+            f"{target}: --format, --audio-root, --archives, --questions and --model are for chat files"
+        )
     if path.is_dir() or path.suffix.lower() in AUDIO_SUFFIXES:
         files = FileClips(audio_below(path) if path.is_dir() else [path])
         return Checked(len(files), list(_bad_clips([files], progress)))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate, chain, repeat
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,13 +38,20 @@ class ClipSource(Protocol):
         """The clip [S] at 16 kHz; AudioError when it cannot be used."""
         ...
 
+    def fingerprint(self) -> str:
+        """A hash that changes when any clip changes."""
+        ...
+
+
+class TimedClips(ClipSource, Protocol):
+    """Clips whose lengths are known beforehand."""
+
     def seconds(self, index: int) -> float:
         """How long `waveform` is, without decoding where a header or a plan tells; AudioError as there."""
         ...
 
-    def fingerprint(self) -> str:
-        """A hash that changes when any clip changes."""
-        ...
+
+Source = TypeVar("Source", bound=ClipSource)
 
 
 class StoredClips:
@@ -158,10 +165,10 @@ class SceneClips:
         return digest.hexdigest()
 
 
-class JoinedClips:
+class JoinedClips(Generic[Source]):
     """Several sources, one after the other."""
 
-    def __init__(self, sources: Sequence[ClipSource]) -> None:
+    def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = list(sources)
         self.ends = list(accumulate(len(source) for source in self.sources))
         self.blocks = _joined_blocks(self.sources)
@@ -178,7 +185,7 @@ class JoinedClips:
         part = bisect_right(self.ends, index)
         return self.sources[part].waveform(index - self.offset(part), epoch)
 
-    def seconds(self, index: int) -> float:
+    def seconds(self: "JoinedClips[TimedClips]", index: int) -> float:
         """The length of the clip in the source it lies in."""
         part = bisect_right(self.ends, index)
         return self.sources[part].seconds(index - self.offset(part))
@@ -250,10 +257,6 @@ class JoinedShortClips:
                 parts.append(self.source.waveform(other, epoch))
                 length += len(parts[-1])
         return np.concatenate(parts)[: self.max_samples]
-
-    def seconds(self, index: int) -> float:
-        """The clip's length, or for a shorter one what is joined at least."""
-        return max(self.source.seconds(index), self.min_samples / SAMPLING_RATE)
 
     def fingerprint(self) -> str:
         """The source's hash, and what is joined."""

@@ -12,7 +12,14 @@ from tqdm import tqdm
 
 from almosaic.audio import SAMPLING_RATE
 from almosaic.data import draws
-from almosaic.data.clips import BadClip, ClipSource, JoinedClips, ManifestClips, read_or_next
+from almosaic.data.clips import (
+    BadClip,
+    ClipSource,
+    JoinedClips,
+    ManifestClips,
+    TimedClips,
+    read_or_next,
+)
 from almosaic.data.formats import Message, question
 from almosaic.data.manifest import ManifestRow
 from almosaic.data.prompts import CAPTION_PROMPTS
@@ -32,7 +39,7 @@ class ChatData(Protocol):
     """Conversations about the clips of one source."""
 
     @property
-    def source(self) -> ClipSource:
+    def source(self) -> TimedClips:
         """The clips."""
         ...
 

@@ -90,7 +90,8 @@ class ChatRows:
         if self.answers and not any(turn.role == "assistant" for turn in turns):
             wanted = f"the key {form.answer}" if form.answer else "an assistant's turn"
             raise AlmosaicError(
-                f"{place}: expected {wanted} to learn from, found none; the keys are {', '.join(record)}"
+                f"{place}: expected {wanted} to learn from, found none; the keys are {', '.join(record)} "
+                "(questions alone are for generate)"
             )
         name = next((record[key] for key in ("id", "key") if record.get(key) is not None), index)
         return _row(str(name), turns, self.roots[number], place)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from almosaic.data import draws
-from almosaic.data.clips import ClipSource
+from almosaic.data.clips import TimedClips
 from almosaic.data.datasets import ChatData, Conversation
 from almosaic.errors import AlmosaicError
 
@@ -42,7 +42,7 @@ class WeightedChat(Dataset[Conversation]):
         self._orders: dict[int, NDArray[np.int64]] = {}
 
     @property
-    def source(self) -> ClipSource:
+    def source(self) -> TimedClips:
         """The clips of the data."""
         return self.part.source
 

@@ -34,7 +34,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def desk(tmp_path: Path, smoke: "SmokeRun", monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder where a reader of the README would stand: a quickstart run, two recordings, a manifest."""
+    """Where a reader of the README would stand: a quickstart run, recordings, a manifest, questions."""
     import soundfile
 
     shutil.copytree(smoke.folder, tmp_path / "runs" / "quickstart")
@@ -44,6 +44,8 @@ def desk(tmp_path: Path, smoke: "SmokeRun", monkeypatch: pytest.MonkeyPatch) -> 
         soundfile.write(tmp_path / f"{name}.wav", 0.1 * rng.standard_normal(16_000), 16_000)
     row = {"id": "1", "audio": "dog.wav", "labels": ["dog"]}
     (tmp_path / "manifest.jsonl").write_text(json.dumps(row) + "\n")
+    (rows,) = re.findall(r"```json\n(.*?)```", README, re.S)
+    (tmp_path / "questions.jsonl").write_text(rows)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -76,6 +76,16 @@ def test_lengths_are_told(chat):
     ]
 
 
+def test_questions_need_no_answer_unless_they_are_learned_from(tmp_path, capsys):
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "Is it raining?"}]}) + "\n")
+    assert main(["check", str(path)]) == 2
+    assert "to learn from, found none; the keys are messages (questions alone are for generate)" in (
+        capsys.readouterr().out
+    )
+    assert main(["check", str(path), "--questions"]) == 0
+
+
 def test_tokens_are_counted_as_in_training(chat):
     class Processor:
         def encode(self, messages, frames):

@@ -1,4 +1,4 @@
-"""What only the LTU recipe asks of a stage: its prompt, labels on the question, norms of the encoder alone."""
+"""What only the LTU recipe asks of a stage: its prompt, labels on questions, norms of the encoder alone."""
 
 import sys
 from pathlib import Path
