@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
-from almosaic.alm.calls import assign_clips, located, places, read_rows
+from almosaic.alm.calls import Row, assign_clips, located, places, read_rows
 from almosaic.alm.encoding import FRAMES_PER_SECOND, IGNORED, clip_ids, until_answer_ends
 from almosaic.alm.encoding import Encoded as Encoded
 from almosaic.alm.encoding import add_audio_token as add_audio_token
@@ -223,18 +223,8 @@ class AlmosaicProcessor(ProcessorMixin):  # type: ignore[misc]
             with located(place):
                 waveforms.append(self.load_clips(clips, sampling_rate, max_audio_seconds))
                 frames = [frames_of(len(waveform)) for waveform in waveforms[-1]]
-                encoded.append(
-                    self.encode_prompt(row, frames, max_audio_seconds)
-                    if isinstance(row, str)
-                    else self.encode(
-                        row,
-                        frames,
-                        add_generation_prompt=add_generation_prompt,
-                        continue_final_message=continue_final_message,
-                        chat_template=chat_template,
-                        max_audio_seconds=max_audio_seconds,
-                    )
-                )
+                wanted = add_generation_prompt, continue_final_message, chat_template, max_audio_seconds
+                encoded.append(self._encode_row(row, frames, *wanted))
                 self._check_length(encoded[-1])
         prompts = add_generation_prompt or continue_final_message or any(isinstance(row, str) for row in rows)
         inputs = self.pad(encoded, "left" if prompts else "right")
@@ -244,6 +234,26 @@ class AlmosaicProcessor(ProcessorMixin):  # type: ignore[misc]
             inputs |= self.feature_extractor([clip for own in waveforms for clip in own])
             inputs["audio_clips"] = torch.tensor([len(own) for own in waveforms])
         return BatchFeature(inputs, tensor_type="pt")
+
+    def _encode_row(
+        self,
+        row: Row,
+        frames: list[int],
+        prompt: bool,
+        continued: bool,
+        template: str | None,
+        limit: float | None,
+    ) -> Encoded:
+        if isinstance(row, str):
+            return self.encode_prompt(row, frames, limit)
+        return self.encode(
+            row,
+            frames,
+            add_generation_prompt=prompt,
+            continue_final_message=continued,
+            chat_template=template,
+            max_audio_seconds=limit,
+        )
 
     def apply_chat_template(
         self,
