@@ -23,6 +23,16 @@ def located(place: str) -> Iterator[None]:
         raise type(error)(f"{place}: {error}") from error
 
 
+def refuse_arguments(padding: bool | str, return_tensors: str | None, images: object, videos: object) -> None:
+    """AlmosaicError for what the library's convention knows and this model cannot obey."""
+    if images is not None or videos is not None:
+        raise AlmosaicError("expected text and audio alone, found images or videos; this model does not see")
+    if padding not in (True, "longest"):
+        raise AlmosaicError(f"expected padding True (to the longest row), found {padding!r}")
+    if return_tensors not in ("pt", None):
+        raise AlmosaicError(f"expected return_tensors 'pt', found {return_tensors!r}")
+
+
 def read_rows(text: Any) -> tuple[list[Row], bool]:
     """The rows of a call, and whether it brought one row that stands alone.
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
-from almosaic.alm.calls import Row, assign_clips, located, places, read_rows
+from almosaic.alm.calls import Row, assign_clips, located, places, read_rows, refuse_arguments
 from almosaic.alm.encoding import FRAMES_PER_SECOND, IGNORED, clip_ids, until_answer_ends
 from almosaic.alm.encoding import Encoded as Encoded
 from almosaic.alm.encoding import add_audio_token as add_audio_token
@@ -212,7 +212,7 @@ class AlmosaicProcessor(ProcessorMixin):  # type: ignore[misc]
             AlmosaicError: see `encode` and `load_audio`, the row named among several; a prompt longer than
                 the tokenizer's `model_max_length`; arguments that this model cannot obey.
         """
-        _refuse_arguments(padding, return_tensors, images, videos)
+        refuse_arguments(padding, return_tensors, images, videos)
         rows, alone = read_rows(text)
         if add_generation_prompt is None:
             add_generation_prompt = not continue_final_message
@@ -342,15 +342,3 @@ class AlmosaicProcessor(ProcessorMixin):  # type: ignore[misc]
                 f"the conversation has {len(encoded.input_ids)} tokens, more than the {limit} of the "
                 "tokenizer's model_max_length; shorten it, or raise that if the language model reads more"
             )
-
-
-def _refuse_arguments(
-    padding: bool | str, return_tensors: str | None, images: object, videos: object
-) -> None:
-    """AlmosaicError for what the library's convention knows and this model cannot obey."""
-    if images is not None or videos is not None:
-        raise AlmosaicError("expected text and audio alone, found images or videos; this model does not see")
-    if padding not in (True, "longest"):
-        raise AlmosaicError(f"expected padding True (to the longest row), found {padding!r}")
-    if return_tensors not in ("pt", None):
-        raise AlmosaicError(f"expected return_tensors 'pt', found {return_tensors!r}")
