@@ -178,7 +178,7 @@ def generate_files(
     if waiting:
         model, processor = _listener(model_folder, quantize)
         processor.max_audio_seconds = max_audio_seconds or processor.max_audio_seconds
-        processor.allow_remote = allow_remote or processor.allow_remote
+        processor.allow_remote = allow_remote
         chosen: dict[str, Any] = {"max_new_tokens": max_new_tokens, **settings.model_dump()}
         answers = generate(model, processor, waiting, batch_size=batch_size, ordered=file is None, **chosen)
     if file is None:

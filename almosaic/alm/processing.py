@@ -32,7 +32,10 @@ class AlmosaicProcessor(ProcessorMixin):  # type: ignore[misc]
         chat_template: tagged template; None = see `templates.choose_template`.
         queries: audio tokens per window, `Q` of the projector.
         max_audio_seconds: a longer clip is an error, never cut.
-        allow_remote: fetch clips from http and https addresses; see `remote.fetch`.
+
+    Attributes:
+        allow_remote: fetch clips from http and https addresses, see `remote.fetch`; whoever uses it
+            sets this, a folder cannot.
     """
 
     model_input_names = [  # noqa: RUF012 (the library's own convention)
@@ -51,7 +54,6 @@ class AlmosaicProcessor(ProcessorMixin):  # type: ignore[misc]
         chat_template: str | None = None,
         queries: int = 32,
         max_audio_seconds: float = MAX_SECONDS,
-        allow_remote: bool = False,
     ) -> None:
         if feature_extractor.long_clips != "windows" or feature_extractor.max_samples is not None:
             raise AlmosaicError(
@@ -63,7 +65,7 @@ class AlmosaicProcessor(ProcessorMixin):  # type: ignore[misc]
         self.audio_token_id = add_audio_token(tokenizer)
         self.queries = queries
         self.max_audio_seconds = max_audio_seconds
-        self.allow_remote = allow_remote
+        self.allow_remote = False
         # The library's pipelines pad prompts as these two say; behind a prompt, padding would be continued.
         tokenizer.padding_side = feature_extractor.padding_side = "left"
         super().__init__(

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import zipfile
 
 import numpy as np
@@ -122,13 +123,13 @@ def test_a_limit_for_one_call_or_for_the_processor(own, tmp_path):
         own.apply_chat_template(asked(part(clip)), tokenize=True, processor_kwargs={"max_audio_seconds": 1.0})
     with pytest.raises(AudioError, match=r"301.0 s, longer than the limit of 300 s"):
         own(question(), np.zeros(302 * 16_000, np.float32))
-    own.max_audio_seconds, own.allow_remote = 302.0, True
+    own.max_audio_seconds = 302.0
     own.save_pretrained(tmp_path / "saved")
     loaded = AlmosaicProcessor.from_pretrained(tmp_path / "saved")
-    assert (loaded.max_audio_seconds, loaded.allow_remote) == (302.0, True)
+    assert loaded.max_audio_seconds == 302.0
     assert loaded.encode(question(), [30_200]).windows == [472]
     lowered = AlmosaicProcessor.from_pretrained(tmp_path / "saved", max_audio_seconds=1.0)
-    assert (lowered.max_audio_seconds, lowered.allow_remote) == (1.0, True)
+    assert lowered.max_audio_seconds == 1.0
     assert own.encode(question(), [31_000], max_audio_seconds=310.0).windows == [485]
 
 
@@ -143,6 +144,15 @@ def test_remote_clips_only_where_the_processor_allows_it(own, monkeypatch):
         own.feature_extractor.fetch_audio(["https://example.org/a.wav"])
     own.allow_remote = True
     assert same(own(talk), own(question(), waveform(0.4)))
+
+
+def test_a_folder_cannot_allow_remote_clips(own, tmp_path):
+    own.allow_remote = True
+    own.save_pretrained(tmp_path)
+    saved = tmp_path / "processor_config.json"
+    assert "allow_remote" not in saved.read_text()
+    saved.write_text(json.dumps(json.loads(saved.read_text()) | {"allow_remote": True}))
+    assert AlmosaicProcessor.from_pretrained(tmp_path).allow_remote is False
 
 
 def test_a_prompt_beyond_the_context_is_refused(own):
