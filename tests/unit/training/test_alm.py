@@ -15,17 +15,7 @@ from almosaic.loading import load_model
 from almosaic.training.alm_parts import Parts
 
 sys.path.insert(0, str(Path(__file__).parent))
-from stages import Tones, make_parts, run_alm, tiny_bank
-
-
-@pytest.fixture(scope="module")
-def bank():
-    return tiny_bank()
-
-
-@pytest.fixture(scope="module")
-def parts(bank, tmp_path_factory):
-    return make_parts(tmp_path_factory.mktemp("parts"), bank)
+from stages import Tones, run_alm
 
 
 @pytest.fixture(scope="module")

@@ -18,16 +18,11 @@ from almosaic.training.optim import OptimSettings, rate_factor
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from helpers_tiny import answered, tiny_tokenizer
-from stages import make_parts, run_alm, tiny_bank
+from stages import run_alm, tiny_bank
 
 from almosaic.features import AudioMosaicFeatureExtractor
 
 NORMS = {"projector": "full", "audio_tower": "norms"}
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    return make_parts(tmp_path_factory.mktemp("parts"), tiny_bank())
 
 
 @pytest.fixture(scope="module")

@@ -15,20 +15,10 @@ from almosaic.loading import load_model
 from almosaic.training.alm_parts import Parts, open_language_model
 
 sys.path.insert(0, str(Path(__file__).parent))
-from stages import make_parts, run_alm, tiny_bank
+from stages import run_alm
 
 LORA = {"projector": "full", "language_model": "lora", "lora_rank": 2, "lora_dropout": 0.0}
 QLORA = {"tune": {**LORA, "lora_dropout": 0.3}, "optim": {"steps": 8, "save_steps": 4, "learning_rate": 1e-2}}
-
-
-@pytest.fixture(scope="module")
-def bank():
-    return tiny_bank()
-
-
-@pytest.fixture(scope="module")
-def parts(bank, tmp_path_factory):
-    return make_parts(tmp_path_factory.mktemp("parts"), bank)
 
 
 def tensors(folder):

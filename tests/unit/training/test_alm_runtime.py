@@ -18,21 +18,11 @@ from almosaic.training.optim import OptimSettings
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from helpers_tiny import tiny_model
-from stages import Tones, alm_settings, losses, make_parts, run_alm, tiny_bank
+from stages import Tones, alm_settings, losses, run_alm
 
 HEARING = {"projector": "full", "audio_tower": "full", "language_model": "lora", "lora_rank": 2}
 
 LONG = 2500  # times two words, more than the 4096 tokens that the tiny language model reads
-
-
-@pytest.fixture(scope="module")
-def bank():
-    return tiny_bank()
-
-
-@pytest.fixture(scope="module")
-def parts(bank, tmp_path_factory):
-    return make_parts(tmp_path_factory.mktemp("parts"), bank)
 
 
 def write_chat(folder, words, clips=None):
