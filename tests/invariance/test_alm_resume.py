@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit/training"))
-from forks import finish, start, together
+from forks import finish, needs_cpu_places, start, together
 from stages import losses, make_parts, run_alm, tiny_bank
 from test_alm_processes import write_rows
 
@@ -92,6 +92,7 @@ def train_twice(folder):
     torch.distributed.destroy_process_group()
 
 
+@needs_cpu_places
 def test_two_processes_go_on_as_two_processes_do(folder):
     together(train_twice, folder / "log", folder)
     assert [(folder / f"rank-{rank}").read_text() for rank in range(2)] == ["2", "2"]

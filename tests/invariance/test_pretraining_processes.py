@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
-from forks import finish, lines, start, train, train_together, weights
+from forks import finish, lines, needs_cpu_places, start, train, train_together, weights
 
 # In float32 two ways to add up differ by rounding, which training multiplies: small steps, and few.
 CHANGES = ["optim.steps=6", "optim.save_steps=4", "optim.learning_rate=1e-4", "optim.tensorboard=false"]
@@ -44,6 +44,7 @@ def test_two_processes_train_as_one(tmp_path, two):
         torch.testing.assert_close(left, right, atol=2e-4, rtol=1e-3)
 
 
+@needs_cpu_places
 @pytest.mark.parametrize("kind", RESUMED)
 def test_two_processes_resume_exactly(tmp_path, two, kind):
     changes, log = [*CHANGES, *RESUMED[kind]], tmp_path / "log"

@@ -69,7 +69,7 @@ def test_half_precision_words_leave_the_audio_parts_in_single_precision(tmp_path
         joined,
         bank,
         tune=HEARING,
-        optim={"steps": 12, "learning_rate": 3e-2, "precision": "bf16"},
+        optim={"steps": 20, "learning_rate": 3e-2, "precision": "bf16"},
     )
     assert sum(list(found.values())[-3:]) < 0.98 * sum(list(found.values())[:3])
     model, _ = load_model(tmp_path / "run/model", device="cpu")
