@@ -137,12 +137,12 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
 class StopCallback(TrainerCallback):  # type: ignore[misc]
     """First Ctrl-C (or SIGTERM): save at the end of the running step and stop. Second: stop at once.
 
-    Use as a context around training; `asked` tells afterwards whether training was cut short.
+    Use as a context around training; `agreed` tells afterwards whether to stop, also where the last step was
+    running already: whatever comes behind the training must not start.
     """
 
     def __init__(self) -> None:
         self.asked = False
-        self.stopped = False
         self._owner = os.getpid()
         self._previous: dict[int, Any] = {}
 
@@ -171,17 +171,19 @@ class StopCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop all processes at the same step."""
-        asked = self.asked
-        if distributed.is_available() and distributed.is_initialized():
-            votes = torch.tensor(float(asked), device=args.device)
-            distributed.all_reduce(votes)
-            asked = bool(votes.item() > 0)
-        if asked and state.global_step < state.max_steps:
-            self.stopped = True
+        if self.agreed(args.device) and state.global_step < state.max_steps:
             control.should_save = True
             control.should_training_stop = True
         # A line before every checkpoint: no average spans one, and a resumed run logs the same lines.
         control.should_log |= control.should_save
+
+    def agreed(self, device: torch.device) -> bool:
+        """Whether any process was asked to stop; all of them have to call this."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return self.asked
+        votes = torch.tensor(float(self.asked), device=device)
+        distributed.all_reduce(votes)
+        return bool(votes.item() > 0)
 
 
 class FiniteCallback(TrainerCallback):  # type: ignore[misc]

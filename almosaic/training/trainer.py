@@ -102,7 +102,7 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
         finally:
             self.progress.close()
             os.environ.pop(SHARDING_VARIABLE, None)  # another stage may not shard
-        if self.stop.stopped:
+        if self.stop.agreed(self.args.device):
             raise Interrupted(
                 f"stopped at step {self.state.global_step} of {self.state.max_steps}; "
                 f"checkpoint saved in {self.folder}; run the same command with --resume to go on"

@@ -175,11 +175,20 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     assert not (tmp_path / "checkpoint-3").exists()
 
 
-def test_ctrl_c_in_the_last_step_is_a_finished_stage(tmp_path):
-    trainer = toy_trainer(tmp_path, steps=3)
-    interrupting(trainer, at=3)
-    trainer.run(False)
-    assert trainer.state.global_step == 3
+def test_ctrl_c_in_the_last_step_keeps_it_and_starts_nothing_else(tmp_path):
+    """The next stage would otherwise run on, deaf to a key that was answered already."""
+    whole = toy_trainer(tmp_path / "a", steps=3)
+    whole.run(False)
+    stopped = toy_trainer(tmp_path / "b", steps=3)
+    interrupting(stopped, at=3)
+    with pytest.raises(Interrupted, match=r"stopped at step 3 of 3; .*--resume"):
+        stopped.run(False)
+    resumed = toy_trainer(tmp_path / "b", steps=3)
+    resumed.run(True)
+    lines = json.loads((tmp_path / "b/training_log.json").read_text())
+    assert {line["step"]: line["loss"] for line in lines if "loss" in line} == losses(whole)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name].cpu(), tensor.cpu()), name
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_last_whole_checkpoint(tmp_path, monkeypatch):
