@@ -9,11 +9,20 @@ had.
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 from almosaic.errors import AlmosaicError
-from data_prep.audioset import find_clips
-from data_prep.common import Row, add_common_arguments, measure_durations, read_table, run_script, write_rows
+from data_prep.audioset import Listed, match_videos
+from data_prep.common import (
+    add_common_arguments,
+    add_list_arguments,
+    given_lists,
+    measure_durations,
+    read_table,
+    run_script,
+    write_rows,
+)
 from data_prep.named_clips import write_missing
 
 SPLITS = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
@@ -23,34 +32,13 @@ ATTRIBUTION = "Kim, Kim, Lee and Kim, AudioCaps: generating captions for audios 
 
 def prepare(source: Path, out: Path, lists: dict[str, Path], skip_bad: bool = False) -> None:
     """Match the videos of every list (split -> file) with the clips at hand, and write the manifest."""
-    clips = find_clips(source)
-    rows: list[Row] = []
-    missing: list[str] = []
-    seen: dict[str, str] = {}
-    for split, path in lists.items():
+    common = {"license": LICENSE, "attribution": ATTRIBUTION}
+
+    def read(path: Path) -> Iterator[Listed]:
         for video, (start, captions) in read_captions(path).items():
-            if seen.setdefault(video, split) != split:
-                raise AlmosaicError(
-                    f"{path}: {video} is in the list of {seen[video]} too; remove one of them"
-                )
-            if video not in clips:
-                missing.append(f"{split} {video} {start}")
-                continue
-            rows.append(
-                {
-                    "id": video,
-                    "audio": clips[video],
-                    "split": split,
-                    "captions": captions,
-                    "license": LICENSE,
-                    "attribution": ATTRIBUTION,
-                }
-            )
-    if not rows:
-        raise AlmosaicError(
-            f"{source}: {len(missing)} videos and {len(clips)} clips have no id in common; "
-            "name clips by their video id"
-        )
+            yield video, f"{video} {start}", {"captions": captions, **common}
+
+    rows, missing = match_videos(source, lists, read, "videos")
     write_rows(out, measure_durations(rows, skip_bad))
     write_missing(out, missing, len(missing) + len(rows), "videos")
 
@@ -74,12 +62,9 @@ def main() -> None:
         prog="python -m data_prep.audiocaps", description=(__doc__ or "").split("\n")[0]
     )
     add_common_arguments(parser)
-    for split, name in SPLITS.items():
-        parser.add_argument(f"--{split}", type=Path, help=name)
+    add_list_arguments(parser, SPLITS)
     arguments = parser.parse_args()
-    lists = {split: getattr(arguments, split) for split in SPLITS if getattr(arguments, split)}
-    if not lists:
-        parser.error("give --train, --validation, --test or several of them")
+    lists = given_lists(parser, arguments, SPLITS)
     prepare(arguments.source, arguments.out, lists, arguments.skip_bad)
 
 

@@ -13,6 +13,7 @@ Durations come from the files' headers: two million clips are not decoded here, 
 import argparse
 import csv
 import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,6 +24,8 @@ from almosaic.files import write_whole
 from data_prep.common import (
     Row,
     add_common_arguments,
+    add_list_arguments,
+    given_lists,
     measure_durations,
     read_table,
     run_script,
@@ -32,6 +35,8 @@ from data_prep.common import (
 
 # eleven characters that may themselves hold `-` and `_`, an optional leading Y, and the times of the segment
 FILE_NAME = re.compile(r"Y?(?P<id>[\w-]{11})(_[\d.]+){0,2}")
+Listed = tuple[str, str, Row]  # a video, how a list of missing ones calls it, and its fields
+LISTS = {"train": "balanced_train_segments.csv or unbalanced_...", "test": "eval_segments.csv"}
 LICENSE = "CC-BY-4.0 (labels); the audio belongs to its authors"
 ATTRIBUTION = "Gemmeke et al., Audio Set: An ontology and human-labeled dataset, ICASSP 2017"
 
@@ -39,34 +44,12 @@ ATTRIBUTION = "Gemmeke et al., Audio Set: An ontology and human-labeled dataset,
 def prepare(source: Path, out: Path, classes: Path, lists: dict[str, Path], skip_bad: bool = False) -> None:
     """Match the segments of every list (split -> file) with the clips at hand, and write the manifest."""
     names = read_classes(classes)
-    clips = find_clips(source)
-    rows: list[Row] = []
-    missing: list[str] = []
-    seen: dict[str, str] = {}
-    for split, path in lists.items():
-        for video, labels in read_segments(path, names):
-            if seen.setdefault(video, split) != split:
-                raise AlmosaicError(
-                    f"{path}: {video} is in the list of {seen[video]} too; remove one of them"
-                )
-            if video not in clips:
-                missing.append(f"{split} {video}")
-                continue
-            rows.append(
-                {
-                    "id": video,
-                    "audio": clips[video],
-                    "split": split,
-                    "labels": labels,
-                    "license": LICENSE,
-                    "attribution": ATTRIBUTION,
-                }
-            )
-    if not rows:
-        raise AlmosaicError(
-            f"{source}: {len(missing)} segments and {len(clips)} clips have no id in common; "
-            "name clips by their video id"
-        )
+    common = {"license": LICENSE, "attribution": ATTRIBUTION}
+
+    def read(path: Path) -> Iterator[Listed]:
+        return ((video, video, {"labels": labels, **common}) for video, labels in read_segments(path, names))
+
+    rows, missing = match_videos(source, lists, read, "segments")
     write_rows(out, measure_durations(rows, skip_bad))
     write_table(
         out / "classes.csv", ("label", "target", "mid"), [(n, i, m) for i, (m, n) in enumerate(names.items())]
@@ -76,6 +59,36 @@ def prepare(source: Path, out: Path, classes: Path, lists: dict[str, Path], skip
         print(
             f"{len(missing)} of {len(missing) + len(rows)} segments have no clip, see {out / 'missing.txt'}"
         )
+
+
+def match_videos(
+    source: Path, lists: dict[str, Path], read: Callable[[Path], Iterable[Listed]], kind: str
+) -> tuple[list[Row], list[str]]:
+    """Rows of the listed videos whose clip is below `source`, and a line for each of the others.
+
+    Raises:
+        AlmosaicError: a video is in two lists, or no video has a clip.
+    """
+    clips = find_clips(source)
+    rows: list[Row] = []
+    missing: list[str] = []
+    seen: dict[str, str] = {}
+    for split, path in lists.items():
+        for video, about, fields in read(path):
+            if seen.setdefault(video, split) != split:
+                raise AlmosaicError(
+                    f"{path}: {video} is in the list of {seen[video]} too; remove one of them"
+                )
+            if video in clips:
+                rows.append({"id": video, "audio": clips[video], "split": split, **fields})
+            else:
+                missing.append(f"{split} {about}")
+    if not rows:
+        raise AlmosaicError(
+            f"{source}: {len(missing)} {kind} and {len(clips)} clips have no id in common; "
+            "name clips by their video id"
+        )
+    return rows, missing
 
 
 def read_classes(path: Path) -> dict[str, str]:
@@ -133,12 +146,9 @@ def main() -> None:
     )
     add_common_arguments(parser)
     parser.add_argument("--classes", type=Path, required=True, help="class_labels_indices.csv")
-    parser.add_argument("--train", type=Path, help="balanced_train_segments.csv or unbalanced_...")
-    parser.add_argument("--test", type=Path, help="eval_segments.csv")
+    add_list_arguments(parser, LISTS)
     arguments = parser.parse_args()
-    lists = {split: getattr(arguments, split) for split in ("train", "test") if getattr(arguments, split)}
-    if not lists:
-        parser.error("give --train, --test or both")
+    lists = given_lists(parser, arguments, LISTS)
     prepare(arguments.source, arguments.out, arguments.classes, lists, arguments.skip_bad)
 
 

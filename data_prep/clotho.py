@@ -12,7 +12,16 @@ import argparse
 from pathlib import Path
 
 from almosaic.errors import AlmosaicError
-from data_prep.common import Row, add_common_arguments, measure_durations, read_table, run_script, write_rows
+from data_prep.common import (
+    Row,
+    add_common_arguments,
+    add_list_arguments,
+    given_lists,
+    measure_durations,
+    read_table,
+    run_script,
+    write_rows,
+)
 from data_prep.named_clips import NamedClips, write_missing
 
 FOLDERS = {"train": "development", "validation": "validation", "test": "evaluation"}
@@ -63,12 +72,9 @@ def main() -> None:
         prog="python -m data_prep.clotho", description=(__doc__ or "").split("\n")[0]
     )
     add_common_arguments(parser)
-    for split, name in FOLDERS.items():
-        parser.add_argument(f"--{split}", type=Path, help=f"clotho_captions_{name}.csv")
+    add_list_arguments(parser, {split: f"clotho_captions_{name}.csv" for split, name in FOLDERS.items()})
     arguments = parser.parse_args()
-    lists = {split: getattr(arguments, split) for split in FOLDERS if getattr(arguments, split)}
-    if not lists:
-        parser.error("give --train, --validation, --test or several of them")
+    lists = given_lists(parser, arguments, FOLDERS)
     prepare(arguments.source, arguments.out, lists, arguments.skip_bad)
 
 

@@ -10,7 +10,6 @@ answer; questions that are left out are counted. Clips that are missing are list
 
 import argparse
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 from almosaic.errors import AlmosaicError
 from almosaic.files import write_whole
-from data_prep.common import read_table, run_script
+from data_prep.common import add_list_arguments, given_lists, read_table, relative_to, run_script
 from data_prep.named_clips import NamedClips, write_missing
 
 SPLITS = ("train", "validation", "test")
@@ -40,7 +39,7 @@ def prepare(source: Path, out: Path, lists: dict[str, Sequence[Path]], answers: 
                 continue
             chosen = choose(given, answers)
             left_out += not chosen
-            audio = Path(os.path.relpath(clip.absolute(), out.absolute())).as_posix()
+            audio = relative_to(clip, out)
             for answer in chosen:
                 rows.append(_row(f"{split}-{len(rows)}", split, audio, question, answer))
         if not rows:
@@ -94,12 +93,9 @@ def main() -> None:
     parser.add_argument("--source", type=Path, required=True, help="folder with the recordings")
     parser.add_argument("--out", type=Path, required=True, help="folder for the chat files")
     parser.add_argument("--answers", choices=ANSWERS, default="majority")
-    for split in SPLITS:
-        parser.add_argument(f"--{split}", type=Path, nargs="+", help="lists of questions and answers")
+    add_list_arguments(parser, dict.fromkeys(SPLITS, "lists of questions and answers"), nargs="+")
     arguments = parser.parse_args()
-    lists = {split: getattr(arguments, split) for split in SPLITS if getattr(arguments, split)}
-    if not lists:
-        parser.error("give --train, --validation, --test or several of them")
+    lists = given_lists(parser, arguments, SPLITS)
     prepare(arguments.source, arguments.out, lists, arguments.answers)
 
 

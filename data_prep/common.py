@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from almosaic.audio import SAMPLING_RATE, audio_duration, load_audio
+from almosaic.audio import AUDIO_SUFFIXES, SAMPLING_RATE, audio_duration, load_audio
 from almosaic.data.manifest import fingerprint, write_manifest
 from almosaic.errors import AlmosaicError, AudioError
 from almosaic.files import write_whole
@@ -45,6 +45,31 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=Path, required=True, help="folder with the recordings")
     parser.add_argument("--out", type=Path, required=True, help="folder for manifest.jsonl and its tables")
     parser.add_argument("--skip-bad", action="store_true", help="name bad clips and leave them out")
+
+
+def add_list_arguments(
+    parser: argparse.ArgumentParser, helps: dict[str, str], nargs: str | None = None
+) -> None:
+    """One option for the official list of each split (split -> help)."""
+    for split, text in helps.items():
+        parser.add_argument(f"--{split}", type=Path, nargs=nargs, help=text)
+
+
+def given_lists(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace, splits: Iterable[str]
+) -> dict[str, Any]:
+    """The lists of `add_list_arguments` that were given, by split; none at all is a usage error."""
+    lists = {split: getattr(arguments, split) for split in splits if getattr(arguments, split)}
+    if not lists:
+        parser.error(f"give {', '.join(f'--{split}' for split in splits)} or several of them")
+    return lists
+
+
+def audio_paths(source: Path) -> list[Path]:
+    """The audio files below a folder, by name."""
+    return sorted(
+        path for path in source.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()
+    )
 
 
 def read_table(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
@@ -161,14 +186,14 @@ def write_prepared(out: Path, rows: Sequence[Row], regions: dict[str, list[Regio
                 f"{region.max_frame_dbfs:.1f}",
                 f"{region.below_clip_max_db:.1f}",
             )
-            table.append((_relative(row["audio"], out), row.get("split"), label, number, *span, *levels))
+            table.append((relative_to(row["audio"], out), row.get("split"), label, number, *span, *levels))
     write_table(out / "regions.csv", REGION_COLUMNS, table)
     write_rows(out, rows)
 
 
 def write_rows(out: Path, rows: Sequence[Row]) -> None:
     """Write `manifest.jsonl` with paths relative to it, and say what was written."""
-    written = ({**row, "audio": _relative(row["audio"], out)} for row in rows)
+    written = ({**row, "audio": relative_to(row["audio"], out)} for row in rows)
     count = write_manifest(out / "manifest.jsonl", written)
     labels = {label for row in rows for label in row.get("labels", ())}
     splits: dict[str, int] = {}
@@ -178,6 +203,6 @@ def write_rows(out: Path, rows: Sequence[Row]) -> None:
     print(f"{out / 'manifest.jsonl'}: {count} clips, {len(labels)} labels ({parts})")
 
 
-def _relative(path: Path, out: Path) -> str:
-    """The path from the manifest to a clip, with forward slashes."""
+def relative_to(path: Path, out: Path) -> str:
+    """The path from a manifest or chat file in `out` to a clip, with forward slashes."""
     return Path(os.path.relpath(path.absolute(), out.absolute())).as_posix()

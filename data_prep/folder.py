@@ -18,6 +18,7 @@ from almosaic.errors import AlmosaicError
 from data_prep.common import (
     Row,
     add_common_arguments,
+    audio_paths,
     inspect_audio,
     read_table,
     run_script,
@@ -50,9 +51,7 @@ def prepare(
         raise AlmosaicError(
             f"expected shares of 0 or more below 1 in all, found {dev_share:g} and {test_share:g}"
         )
-    found = sorted(
-        path for path in source.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()
-    )
+    found = audio_paths(source)
     if not found:
         kinds = " ".join(sorted(AUDIO_SUFFIXES))
         raise AlmosaicError(f"{source}: expected audio files ({kinds}), found none")

@@ -11,22 +11,29 @@ import argparse
 import re
 from pathlib import Path
 
-from almosaic.audio import AUDIO_SUFFIXES
 from almosaic.errors import AlmosaicError
-from data_prep.common import Row, add_common_arguments, inspect_audio, run_script, write_prepared, write_table
+from almosaic.scenes.recorded import CLASS_COLUMNS
+from data_prep.common import (
+    Row,
+    add_common_arguments,
+    audio_paths,
+    inspect_audio,
+    run_script,
+    write_prepared,
+    write_table,
+)
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SPLIT_OF_SPEAKER = {"theo": "dev", "lucas": "test"}
 LICENSE = "CC-BY-SA-4.0"
 ATTRIBUTION = "Z. Jackson and contributors, Free Spoken Digit Dataset, doi 10.5281/zenodo.1342401, speaker "
-CLASS_COLUMNS = ("label", "group", "kind", "noun_phrase", "clause", "answer", "aliases", "confusable_with")
 _NAME = re.compile(r"([0-9])_([a-z]+)_([0-9]+)")
 
 
 def prepare(source: Path, out: Path, skip_bad: bool = False) -> None:
     """Read digit and speaker from the names, decode every clip, and write the manifest and its tables."""
     rows: list[Row] = []
-    for path in sorted(path for path in source.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES):
+    for path in audio_paths(source):
         found = _NAME.fullmatch(path.stem)
         if found is None:
             raise AlmosaicError(

@@ -9,14 +9,13 @@ whose clip is missing are counted, their clips listed in `missing.txt`. Nothing 
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from tqdm import tqdm
 
 from almosaic.data.row_files import RowFile
 from almosaic.errors import AlmosaicError
-from data_prep.common import run_script
+from data_prep.common import relative_to, run_script
 from data_prep.named_clips import NamedClips, write_missing
 
 
@@ -54,7 +53,7 @@ def prepare(source: Path, out: Path, questions: Path) -> None:
 def _place(clips: NamedClips, name: str, out: Path) -> str | None:
     """The path of a clip from the folder of the rows, None where it is missing."""
     clip = clips.find(name)
-    return None if clip is None else Path(os.path.relpath(clip.absolute(), out.absolute())).as_posix()
+    return None if clip is None else relative_to(clip, out)
 
 
 def main() -> None:

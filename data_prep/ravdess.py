@@ -14,10 +14,17 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from almosaic.audio import AUDIO_SUFFIXES
 from almosaic.errors import AlmosaicError
-from data_prep.common import Row, add_common_arguments, inspect_audio, run_script, write_prepared, write_table
-from data_prep.fsdd import CLASS_COLUMNS
+from almosaic.scenes.recorded import CLASS_COLUMNS
+from data_prep.common import (
+    Row,
+    add_common_arguments,
+    audio_paths,
+    inspect_audio,
+    run_script,
+    write_prepared,
+    write_table,
+)
 
 EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgusted", "surprised")
 SPEAKERS = ("man", "woman")  # actors with an odd number are men
@@ -31,8 +38,7 @@ Label = Literal["emotion", "speaker"]
 
 def prepare(source: Path, out: Path, label: Label = "emotion", skip_bad: bool = False) -> None:
     """Read all fields from the names, decode every clip, and write the manifest and its tables."""
-    paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-    rows = [_row(path, label) for path in paths]
+    rows = [_row(path, label) for path in audio_paths(source)]
     if not rows:
         raise AlmosaicError(f"{source}: expected clips named like 03-01-05-01-02-01-12.wav, found no audio")
     rows, regions = inspect_audio(rows, skip_bad)

@@ -59,7 +59,7 @@ BACKGROUND_PRONE = (
     "rain",
     "wind",
 )
-_CLASS_COLUMNS = ("label", "group", "kind", "noun_phrase", "clause", "answer", "aliases", "confusable_with")
+CLASS_COLUMNS = ("label", "group", "kind", "noun_phrase", "clause", "answer", "aliases", "confusable_with")
 
 
 class RecordedBank(Settings):
@@ -98,7 +98,7 @@ def read_classes(path: Path) -> dict[str, SoundClass]:
     Optional columns `countable` and `background_prone` (true / false) replace the lists of this module.
     """
     classes = {}
-    for number, row in _table(path, _CLASS_COLUMNS):
+    for number, row in _table(path, CLASS_COLUMNS):
         label, kind = row["label"], row["kind"]
         if kind not in ("event", "texture"):
             raise AlmosaicError(f"{path}:{number}: column 'kind': expected event or texture, found {kind!r}")
