@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from almosaic.alm.processing import Encoded
-from almosaic.audio import SAMPLING_RATE, AudioSource, load_audio
+from almosaic.audio import SAMPLING_RATE, AudioSource
 from almosaic.errors import AlmosaicError
 from almosaic.features import frames_of
 from almosaic.messages import clip_sources
@@ -41,11 +41,7 @@ def prepare(
     Raises:
         AlmosaicError: it cannot be answered: a clip or a message is wrong, or the context too short for it.
     """
-    sources = _sources(conversation)
-    limit = processor.max_audio_seconds
-    waveforms = [
-        load_audio(source, max_seconds=limit, allow_remote=processor.allow_remote) for source in sources
-    ]
+    waveforms = processor.load_clips(_sources(conversation))
     encoded = _encoded(processor, conversation, [frames_of(len(waveform)) for waveform in waveforms])
     last = len(conversation["messages"])
     if conversation["messages"][-1]["role"] == "assistant":

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from almosaic.alm import AlmosaicForConditionalGeneration
 from almosaic.alm.adapter_folder import save_adapter
@@ -17,7 +17,7 @@ from almosaic.provenance import provenance_of
 from almosaic.training.checkpoints import whole_folder
 
 Form = Literal["merged", "full", "adapter"]
-FORMS: tuple[Form, ...] = ("merged", "full", "adapter")
+FORMS = get_args(Form)
 
 
 def export(

@@ -75,7 +75,7 @@ def _front_matter(model: Any, provenance: Provenance, found: dict[str, list[str]
         fields["pipeline_tag"] = "audio-classification"
     else:
         fields["pipeline_tag"] = "feature-extraction"
-    limited = restrictions(name for names in found.values() for name in names)
+    limited = _limited(found)
     if "non-commercial" in limited:
         fields |= {"license": "other", "license_name": "inherits-non-commercial-terms"}
     base = provenance.language_model()
@@ -169,6 +169,11 @@ def _base_licence(base: str | None) -> dict[str, list[str]]:
     return {base: named}
 
 
+def _limited(found: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Kind of restriction -> the licences of all sources that have it."""
+    return restrictions(name for names in found.values() for name in names)
+
+
 def _licence_text(found: dict[str, list[str]], provenance: Provenance) -> str:
     """Rows by licence and source, what follows from them, and who made the recordings."""
     sources = [source for source, _ in provenance.data().values()]
@@ -181,7 +186,7 @@ def _licence_text(found: dict[str, list[str]], provenance: Provenance) -> str:
     if base is not None:
         rows.append([f"language model {base}", ", ".join(found.get(base, [])) or NOT_STATED, ""])
     text = [_table(["source", "licence", "clips or rows"], rows)] if rows else []
-    limited = restrictions(name for names in found.values() for name in names)
+    limited = _limited(found)
     for restriction, names in limited.items():
         holders = sorted(source for source, own in found.items() if set(own) & set(names))
         text.append(f"**{restriction}**: {', '.join(names)}, in {', '.join(holders)}.")
@@ -267,7 +272,7 @@ def _limits(model: Any, provenance: Provenance, found: dict[str, list[str]]) -> 
     sources = [source for source, _ in provenance.data().values()]
     if sources and all("no recordings" in source.note for source in sources):
         lines.append("It has heard generated sounds only, no recordings.")
-    limited = restrictions(name for names in found.values() for name in names)
+    limited = _limited(found)
     lines += [f"Its training data bring terms along: {kind} ({', '.join(n)})." for kind, n in limited.items()]
     open_questions = sorted(
         {s.name for s in sources if NOT_STATED in s.licenses or (not s.licenses and s.place)}

@@ -19,7 +19,7 @@ from almosaic.data.row_files import SUFFIXES
 from almosaic.data.sources import audio_below
 from almosaic.errors import AlmosaicError
 from almosaic.inference import embed, generate
-from almosaic.loading import load_model, model_folder
+from almosaic.loading import load_model, model_folder, read_config
 from almosaic.sampling import SamplingSettings
 from almosaic.training.callbacks import quiet_library
 
@@ -224,8 +224,7 @@ def _made_with(
 ) -> dict[str, Any]:
     """What an answer depends on; the weights of a language model that lies elsewhere count too."""
     place = model_folder(folder, "alm")
-    config = json.loads((place / "config.json").read_text(encoding="utf-8"))
-    elsewhere = (config.get("language_model_source") or {}).get("sha256")
+    elsewhere = (read_config(place).get("language_model_source") or {}).get("sha256")
     weights = "+".join(filter(None, [weights_sha256(place), elsewhere]))
     return {
         "model": folder,

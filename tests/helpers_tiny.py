@@ -21,6 +21,18 @@ from almosaic.encoder import AudioMosaicConfig, AudioMosaicModel
 from almosaic.features import AudioMosaicFeatureExtractor
 
 WINDOW_FRAMES = 64
+# Fields that the configurations of most language model families share.
+LANGUAGE_MODEL_SHAPE = {
+    "vocab_size": 340,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "pad_token_id": 3,
+}
 QUERIES = 4
 SENTENCES = (
     "what do you hear in the clip",

@@ -7,7 +7,7 @@ layer keep their type, and the audio parts are never touched (QLoRA, section 3).
 import logging
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from almosaic.errors import AlmosaicError
 
 Scheme = Literal["nf4", "fp4", "int8"]
-SCHEMES = ("nf4", "fp4", "int8")
+SCHEMES = get_args(Scheme)
 
 
 def target_device() -> torch.device:

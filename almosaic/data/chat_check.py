@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from almosaic.audio import SAMPLING_RATE, decoded_seconds
-from almosaic.data.chat_files import ChatFileDataset
+from almosaic.data.chat_files import ChatFileDataset, root_of_clips
 from almosaic.data.chat_forms import Format, may_be_chat
 from almosaic.data.formats import ChatRow, ChatRows
 from almosaic.data.row_files import LINES, SUFFIXES, RowFile
@@ -72,7 +72,7 @@ class ChatCheck:
         archives: ShardClips | None = None,
         answers: bool = True,
     ) -> None:
-        root = "" if archives and audio_root is None else audio_root
+        root = root_of_clips(audio_root, archives)
         self.rows = ChatRows(path, root, form, answers=answers)
         self.archives = archives
         self.complaints: list[str] = []

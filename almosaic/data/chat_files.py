@@ -21,6 +21,11 @@ from almosaic.errors import AudioError
 _BAR_ROWS = 10_000  # a bar is shown from here on
 
 
+def root_of_clips(audio_root: str | Path | None, archives: ShardClips | None) -> str | Path | None:
+    """Where the names of clips start: None = the folder of each file, or with archives their own root."""
+    return "" if archives is not None and audio_root is None else audio_root
+
+
 class Rows(Protocol):
     """Conversations by number, such as `formats.ChatRows` or a list."""
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from almosaic.data import draws
-from almosaic.data.chat_files import ChatFileDataset
+from almosaic.data.chat_files import ChatFileDataset, root_of_clips
 from almosaic.data.chat_forms import Format
 from almosaic.data.datasets import CaptionDataset, ChatData
 from almosaic.data.formats import ChatRows
@@ -101,7 +101,7 @@ def open_chat_files(settings: ChatFileSettings) -> ChatFileDataset:
         AlmosaicError: a file, a row or an archive that cannot be used.
     """
     archives = None if settings.archives is None else ShardClips(shard_paths(settings.archives))
-    root = "" if archives is not None and settings.audio_root is None else settings.audio_root
+    root = root_of_clips(settings.audio_root, archives)
     return ChatFileDataset(ChatRows(settings.path, root, settings.format, settings.prompt), archives)
 
 

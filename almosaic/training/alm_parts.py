@@ -1,6 +1,5 @@
 """The model that an audio-language stage starts from: joined from parts, or that of an earlier stage."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from almosaic.alm.sources import reach
 from almosaic.alm.templates import named_template
 from almosaic.encoder import AudioMosaicModel
 from almosaic.errors import AlmosaicError
-from almosaic.loading import load_model, model_folder
+from almosaic.loading import load_model, model_folder, read_config
 
 
 @dataclass(frozen=True)
@@ -129,5 +128,5 @@ def open_start(
 
 def _loading_device(start: Path) -> torch.device:
     """Where to load an earlier stage: weights are quantised where training goes on, others move later."""
-    config = json.loads((model_folder(start, "alm") / "config.json").read_text(encoding="utf-8"))
+    config = read_config(model_folder(start, "alm"))
     return target_device() if config.get("language_model_quantization") else torch.device("cpu")

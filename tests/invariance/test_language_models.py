@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers_tiny import QUERIES, answered, question, tiny_model, waveform
+from helpers_tiny import LANGUAGE_MODEL_SHAPE, QUERIES, answered, question, tiny_model, waveform
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMultimodalLM,
@@ -23,31 +23,22 @@ from almosaic.alm import TuneSettings, apply_tuning, load_partial
 from almosaic.inference import generate
 
 COMMON = {"vocab_size": 340, "initializer_range": 0.2}
-SHAPE = COMMON | {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "pad_token_id": 3,
-}
 # One layer that sees the last 16 tokens and one that sees all; the prompts below are longer than that.
 MIXED = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
 FAMILIES = {
-    "llama": LlamaConfig(**SHAPE),
-    "qwen2": Qwen2Config(use_sliding_window=True, **MIXED, **SHAPE),
-    "qwen3": Qwen3Config(head_dim=8, tie_word_embeddings=True, **SHAPE),
-    "mistral": MistralConfig(sliding_window=16, **SHAPE),
+    "llama": LlamaConfig(**LANGUAGE_MODEL_SHAPE),
+    "qwen2": Qwen2Config(use_sliding_window=True, **MIXED, **LANGUAGE_MODEL_SHAPE),
+    "qwen3": Qwen3Config(head_dim=8, tie_word_embeddings=True, **LANGUAGE_MODEL_SHAPE),
+    "mistral": MistralConfig(sliding_window=16, **LANGUAGE_MODEL_SHAPE),
     # Words that the table multiplies by the square root of the width, and tied tables.
-    "gemma": GemmaConfig(head_dim=8, **SHAPE),
-    "gemma2": Gemma2Config(head_dim=8, **MIXED, **SHAPE),
-    "gemma3": Gemma3TextConfig(head_dim=8, **MIXED, **SHAPE),
+    "gemma": GemmaConfig(head_dim=8, **LANGUAGE_MODEL_SHAPE),
+    "gemma2": Gemma2Config(head_dim=8, **MIXED, **LANGUAGE_MODEL_SHAPE),
+    "gemma3": Gemma3TextConfig(head_dim=8, **MIXED, **LANGUAGE_MODEL_SHAPE),
     # The model, not the table, multiplies them.
-    "granite": GraniteConfig(embedding_multiplier=12.0, **SHAPE),
+    "granite": GraniteConfig(embedding_multiplier=12.0, **LANGUAGE_MODEL_SHAPE),
     # Rotates half of each head, and has a bias per word in its output layer.
-    "phi": PhiConfig(partial_rotary_factor=0.5, **SHAPE),
-    "phi3": Phi3Config(sliding_window=16, **SHAPE),
+    "phi": PhiConfig(partial_rotary_factor=0.5, **LANGUAGE_MODEL_SHAPE),
+    "phi3": Phi3Config(sliding_window=16, **LANGUAGE_MODEL_SHAPE),
     # Absolute positions and transposed weights: the one that notices where counting starts.
     "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, **COMMON),
 }

@@ -4,7 +4,8 @@ import pytest
 import soundfile
 from helpers_tiny import QUERIES, answered, question, tiny_model, waveform
 
-from almosaic import conversations, inference
+from almosaic import inference
+from almosaic.alm import processing
 from almosaic.conversations import expected_length, longest_first, prepare
 from almosaic.errors import AlmosaicError
 from almosaic.inference import generate
@@ -35,7 +36,7 @@ def test_the_expected_length_is_the_true_one_without_decoding(built, clips, monk
     rows = [about(str(windows), path) for windows, path in clips.items()]
     rows.append({"messages": question("what", 2), "audios": [(waveform(1.5), 16_000), clips[1]]})
     true = [len(prepare(model, processor, row, 1).encoded.input_ids) for row in rows]
-    monkeypatch.setattr(conversations, "load_audio", None)
+    monkeypatch.setattr(processing, "load_audio", None)
     assert [expected_length(processor, row) for row in rows] == true
     assert expected_length(processor, about("x", "nowhere.wav")) > QUERIES  # its size is a guess
     assert expected_length(processor, {"audios": []}) == 0
@@ -58,7 +59,7 @@ def test_longest_first_and_the_same_clips_side_by_side(built, clips):
 
 def test_clips_are_decoded_when_their_batch_is_due(built, clips, monkeypatch):
     decoded, waiting = [], []
-    load = conversations.load_audio
+    load = processing.load_audio
 
     def counted(source, **limits):
         decoded.append(source)
@@ -68,7 +69,7 @@ def test_clips_are_decoded_when_their_batch_is_due(built, clips, monkeypatch):
         waiting.append(len(decoded))
         return ((row.index, {"id": row.id, "prediction": ""}) for row in rows)
 
-    monkeypatch.setattr(conversations, "load_audio", counted)
+    monkeypatch.setattr(processing, "load_audio", counted)
     monkeypatch.setattr(inference, "_answer_batch", answer)
     rows = [about(str(index), clips[1 + index % 3]) for index in range(24)]
     results = generate(*built, rows, batch_size=4, ordered=False)

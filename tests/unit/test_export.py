@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from helpers_export import LORA, logits, tiny_run
-from helpers_tiny import tiny_encoder, tiny_language_model
+from helpers_tiny import LANGUAGE_MODEL_SHAPE, tiny_encoder, tiny_language_model
 from safetensors import safe_open
 from transformers import (
     AutoConfig,
@@ -28,21 +28,10 @@ from almosaic.export import export, save_full
 from almosaic.features import AudioMosaicFeatureExtractor
 from almosaic.loading import load_model
 
-SHAPE = {
-    "vocab_size": 340,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-    "pad_token_id": 3,
-}
 FAMILIES = {
-    "qwen3, tied": Qwen3Config(head_dim=8, tie_word_embeddings=True, **SHAPE),
-    "gemma2, tied": Gemma2Config(head_dim=8, **SHAPE),
-    "phi3, layers in one": Phi3Config(**SHAPE),
+    "qwen3, tied": Qwen3Config(head_dim=8, tie_word_embeddings=True, **LANGUAGE_MODEL_SHAPE),
+    "gemma2, tied": Gemma2Config(head_dim=8, **LANGUAGE_MODEL_SHAPE),
+    "phi3, layers in one": Phi3Config(**LANGUAGE_MODEL_SHAPE),
 }
 
 
@@ -85,7 +74,7 @@ def test_families_come_back_in_half_precision_from_several_files(family, tmp_pat
     assert float((logits(merged, batch).float() - wanted).norm() / wanted.norm()) < 0.1
     tables = merged.get_input_embeddings().weight, merged.get_output_embeddings().weight
     tied = FAMILIES[family].tie_word_embeddings
-    assert len(tables[0]) > SHAPE["vocab_size"] and (tables[0] is tables[1]) == tied
+    assert len(tables[0]) > LANGUAGE_MODEL_SHAPE["vocab_size"] and (tables[0] is tables[1]) == tied
 
 
 @pytest.mark.parametrize("projector", ["pool", "qformer", "segment_qformer"])
