@@ -8,9 +8,11 @@ from almosaic.encoder.configuration import AudioMosaicConfig
 from almosaic.errors import AlmosaicError
 from almosaic.objectives.base import Objective, ObjectiveOutput
 from almosaic.objectives.contrastive import ContrastiveObjective, ContrastiveSettings
+from almosaic.settings import Settings
 
 # A union discriminated by `name` from the second objective on.
 ObjectiveSettings = ContrastiveSettings
+OBJECTIVES: dict[type[Settings], type[Objective]] = {ContrastiveSettings: ContrastiveObjective}
 
 
 def objective_settings(stored: dict[str, Any] | None) -> ObjectiveSettings:
@@ -29,7 +31,14 @@ def objective_settings(stored: dict[str, Any] | None) -> ObjectiveSettings:
 
 def build_objective(settings: ObjectiveSettings, encoder_config: AudioMosaicConfig) -> Objective:
     """The objective that these settings name, with fresh heads for this encoder."""
-    return ContrastiveObjective(settings, encoder_config)
+    return OBJECTIVES[type(settings)](settings, encoder_config)
 
 
-__all__ = ["Objective", "ObjectiveOutput", "ObjectiveSettings", "build_objective", "objective_settings"]
+__all__ = [
+    "OBJECTIVES",
+    "Objective",
+    "ObjectiveOutput",
+    "ObjectiveSettings",
+    "build_objective",
+    "objective_settings",
+]

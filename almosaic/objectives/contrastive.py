@@ -12,7 +12,7 @@ from almosaic.encoder.configuration import AudioMosaicConfig
 from almosaic.encoder.modeling import AudioMosaicModel
 from almosaic.errors import AlmosaicError
 from almosaic.masking import PatchMask
-from almosaic.objectives.base import Objective, ObjectiveOutput
+from almosaic.objectives.base import Objective, ObjectiveOutput, SelfInitialised
 from almosaic.objectives.gradient_cache import pooled_features
 from almosaic.objectives.heads import ProjectionHead
 from almosaic.objectives.monitors import representation_metrics
@@ -22,7 +22,7 @@ from almosaic.settings import Settings
 FIRST_TEMPERATURE, TEMPERATURES = 0.07, (0.01, 1.0)  # of a learned one: where it starts, and its limits
 
 
-class NTXent(nn.Module):
+class NTXent(SelfInitialised):
     """Normalised temperature-scaled cross-entropy over the 2m - 1 other vectors of m clips on all ranks.
 
     A learned temperature is exp(-log_scale), clamped; `temperature` is a fixed one.
@@ -115,6 +115,7 @@ class ContrastiveObjective(Objective):
     """Pooled vector of each view, LayerNorm, projection, NT-Xent; BatchNorm sees one view at a time."""
 
     views_needed: ClassVar[int] = 2
+    compares_clips: ClassVar[bool] = True
 
     def __init__(self, settings: ContrastiveSettings, encoder_config: AudioMosaicConfig):
         super().__init__()

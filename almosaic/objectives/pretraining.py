@@ -9,7 +9,7 @@ from almosaic.encoder.configuration import AudioMosaicConfig
 from almosaic.encoder.modeling import AudioMosaicModel, AudioMosaicPreTrainedModel
 from almosaic.masking import PatchMask
 from almosaic.objectives import build_objective, objective_settings
-from almosaic.objectives.contrastive import NTXent
+from almosaic.objectives.base import SelfInitialised
 
 
 @dataclass
@@ -47,7 +47,7 @@ class AudioMosaicForPreTraining(AudioMosaicPreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, NTXent):
+        if isinstance(module, SelfInitialised):
             module.reset_parameters()
 
     def after_step(self, progress: float) -> None:
