@@ -163,6 +163,7 @@ class AudioMosaicModel(AudioMosaicPreTrainedModel):
         input_features_mask: Tensor | None = None,
         output_hidden_states: bool = False,
         path_noise: Tensor | None = None,
+        dropped_positions: Tensor | None = None,
     ) -> BaseModelOutputWithPooling:
         """Encode windows; masked tokens are left out before the blocks.
 
@@ -174,6 +175,7 @@ class AudioMosaicModel(AudioMosaicPreTrainedModel):
             output_hidden_states: also return the depth + 1 inputs and outputs of the blocks.
             path_noise: [B, depth, 2] uniforms for drop path in training, drawn here when None. Rows of the
                 same noise lose the same branches, whatever batch they come in and when they are recomputed.
+            dropped_positions: [B, K] bool, True for patches that are given without their position.
 
         Returns:
             `last_hidden_state` [B, 1+K, D] (index 0 = CLS), `pooler_output` [B, D], `hidden_states`.
@@ -181,9 +183,8 @@ class AudioMosaicModel(AudioMosaicPreTrainedModel):
         Raises:
             AlmosaicError: shapes that do not fit the config.
         """
-        grid = self._grid_of(input_features, ids_keep)
         noise = self._path_noise(input_features.shape[0], path_noise)
-        x = self.norm_pre(self._embed(input_features, ids_keep, grid))
+        x = self.embed(input_features, ids_keep, dropped_positions)
         hidden_states = [x]
         for block, block_noise in zip(self.blocks, noise, strict=True):
             x = block(x, block_noise)
@@ -212,13 +213,30 @@ class AudioMosaicModel(AudioMosaicPreTrainedModel):
         noise = self.draw_path_noise(rows) if given is None else given
         return [None] * len(self.blocks) if noise is None else noise.unbind(dim=1)
 
-    def _embed(self, input_features: Tensor, ids_keep: Tensor | None, grid: PatchGrid) -> Tensor:
-        """CLS and visible patches with their positions, [B, 1+K, D]."""
+    def embed(
+        self,
+        input_features: Tensor,
+        ids_keep: Tensor | None = None,
+        dropped_positions: Tensor | None = None,
+    ) -> Tensor:
+        """What the blocks read, [B, 1+K, D]: CLS and visible patches with their positions, normalised.
+
+        The arguments, and what they raise, are those of `forward`.
+        """
+        grid = self._grid_of(input_features, ids_keep)
         table = resize_table(self.pos_embed, self.config.grid, grid, self.config.position_resize)
         positions = table[:, 1:] if ids_keep is None else F.embedding(ids_keep, table[0, 1:])
+        if dropped_positions is not None:
+            shape = [input_features.shape[0], positions.shape[1]]
+            if list(dropped_positions.shape) != shape:
+                raise AlmosaicError(
+                    f"expected dropped_positions {shape} (one per visible patch), found "
+                    f"{list(dropped_positions.shape)}: draw one row per window"
+                )
+            positions = positions.masked_fill(dropped_positions[..., None], 0.0)
         patches = self.patch_embed(input_features, ids_keep) + positions
         cls = (self.cls_token + table[:, :1]).to(patches.dtype).expand(patches.shape[0], -1, -1)
-        return torch.cat([cls, patches], dim=1)
+        return cast(Tensor, self.norm_pre(torch.cat([cls, patches], dim=1)))
 
     def pool(
         self, tokens: Tensor, ids_keep: Tensor | None = None, input_features_mask: Tensor | None = None

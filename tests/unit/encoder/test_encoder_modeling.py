@@ -86,6 +86,40 @@ def test_token_order_follows_ids_keep():
     torch.testing.assert_close(tokens, backward.last_hidden_state[:, 1:].flip(1))
 
 
+def test_embed_is_what_the_blocks_read():
+    model, features = AudioMosaicModel(tiny()).eval(), spectrogram()
+    for ids in (None, torch.tensor([[1, 8, 30], [0, 9, 17]])):
+        read = model(features, ids_keep=ids, output_hidden_states=True).hidden_states[0]
+        assert torch.equal(model.embed(features, ids), read)
+
+
+def test_a_patch_without_its_position_could_lie_anywhere():
+    model, features = AudioMosaicModel(tiny()).eval(), spectrogram()
+    ids = torch.tensor([[1, 8, 30], [0, 9, 17]])
+    dropped = torch.tensor([[False, True, False], [True, True, False]])
+    found = model.embed(features, ids, dropped)
+    with torch.no_grad():
+        model.pos_embed[:, 1 + 8] += 1.0
+        model.pos_embed[:, 1 + 9] -= 1.0
+    assert torch.equal(model.embed(features, ids, dropped), found)
+    read = model(features, ids, dropped_positions=dropped, output_hidden_states=True).hidden_states[0]
+    assert torch.equal(read, found)
+    placed = model.embed(features, ids)
+    assert torch.equal(placed[0, 1], found[0, 1]) and torch.equal(placed[:, 3], found[:, 3])
+    assert not torch.allclose(placed[:, 2], found[:, 2]) and not torch.allclose(placed[1, 1], found[1, 1])
+    with torch.no_grad():
+        model.pos_embed[:, 1:].zero_()
+    everything = torch.ones(2, 32, dtype=torch.bool)
+    assert torch.equal(model.embed(features, dropped_positions=everything), model.embed(features))
+
+
+@pytest.mark.parametrize("shape", [(2, 32), (3,), (1, 3)])
+def test_wrong_dropped_positions_name_both(shape):
+    ids = torch.tensor([[1, 8, 30], [0, 9, 17]])
+    with pytest.raises(AlmosaicError, match=r"expected dropped_positions \[2, 3\].*found \["):
+        AudioMosaicModel(tiny()).embed(spectrogram(), ids, torch.zeros(shape, dtype=torch.bool))
+
+
 def test_hidden_states_and_final_norm():
     model = AudioMosaicModel(tiny(final_norm="layernorm")).eval()
     found = model(spectrogram(), output_hidden_states=True)
