@@ -5,7 +5,8 @@
 Both are the real command, `almosaic train` and `torchrun --nproc_per_node 2 -m almosaic train`, with one
 thread per process. Everything drawn depends on the clip, so that both see the same views, masks and dropped
 branches; negatives and BatchNorm reach over both processes. What is left is the order of sums in float32, and
-training lets that grow: look at the first lines, and at both curves as a whole.
+training lets that grow: look at the first lines, and at both curves as a whole. `--double` trains in float64,
+where it does not.
 """
 
 import argparse
@@ -25,6 +26,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", help="key=value, as for `almosaic train`")
     parser.add_argument("--folder", type=Path, default=Path("runs/two_processes"), help="must not hold runs")
     parser.add_argument("--lines", type=int, default=20, help="of the table, spread over all")
+    parser.add_argument("--double", action="store_true", help="float64, see benchmarks/double_precision.py")
     parser.add_argument("--output", type=Path, default=Path("two_processes.json"))
     return parser.parse_args()
 
@@ -33,7 +35,8 @@ def curve(options: argparse.Namespace, processes: int) -> tuple[dict[int, float]
     """Logged losses by step, and the seconds that the command took."""
     folder = options.folder / str(processes)
     launcher = [] if processes == 1 else [*TORCHRUN, str(processes)]
-    command = [sys.executable, *launcher, "-m", "almosaic", "train", options.recipe, f"output={folder}"]
+    program = "benchmarks.double_precision" if options.double else "almosaic"
+    command = [sys.executable, *launcher, "-m", program, "train", options.recipe, f"output={folder}"]
     started = time.perf_counter()
     subprocess.run([*command, *options.overrides], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     seconds = time.perf_counter() - started
@@ -54,7 +57,12 @@ def main() -> None:
         print(f"{row['step']:8d} {row['one']:12.6f} {row['two']:12.6f} {row['two'] - row['one']:12.2e}")
     largest = max(abs(row["two"] - row["one"]) for row in rows)
     print(f"largest difference of {len(rows)} lines {largest:.2e}; {alone:.0f} s and {together:.0f} s")
-    about = {"recipe": options.recipe, "overrides": options.overrides, "largest_difference": largest}
+    about = {
+        "recipe": options.recipe,
+        "double": options.double,
+        "overrides": options.overrides,
+        "largest_difference": largest,
+    }
     found = {**about, "seconds": {"one": alone, "two": together}, "losses": rows}
     options.output.write_text(json.dumps(found, indent=1) + "\n")
 
