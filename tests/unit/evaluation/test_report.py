@@ -241,5 +241,6 @@ def test_several_models_are_compared_line_by_line():
         return {line.split()[0]: line.split()[place] for line in lines if line.split()[:1] in NAMES}
 
     assert column(captions, 1) == {"instruct": "50.0", "untrained": "12.5"}
+    assert column(captions, -2) == {"instruct": "12.5", "untrained": "12.5"}, "by silence"
     assert column(asked, 3) == {"instruct": "100.0", "untrained": "0.0"}
     assert shown.count("Captions of 3 scenes") == 1, "the baselines stand beside the first model alone"
