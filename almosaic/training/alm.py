@@ -177,7 +177,7 @@ class AudioInputs:
         self.extractor = extractor
         self.bad = bad
 
-    def __call__(self, batch: dict[str, Any], epoch: int) -> dict[str, Any]:
+    def __call__(self, batch: dict[str, Any], epoch: int, progress: float) -> dict[str, Any]:
         """`waveforms` [A, S] and `lengths` [A] become `input_features` and their mask; the rest stays.
 
         The metric `padding_share` is the share of the tokens that only fill rows up.

@@ -44,7 +44,7 @@ class LabelledBatches:
         self.grid = PatchGrid.of(extractor.window_frames, extractor.num_mel_bins, config.patch_size)
         self.depth = config.num_hidden_layers if config.drop_path_rate > 0 else 0
 
-    def __call__(self, batch: dict[str, Any], epoch: int) -> dict[str, Any]:
+    def __call__(self, batch: dict[str, Any], epoch: int, progress: float) -> dict[str, Any]:
         """Clips by number, with `waveforms` [B, S] and `lengths` [B] unless pooled, to the model's inputs.
 
         Gives `input_features` [B, T, F], `input_features_mask` [B, T], `labels` [B] or [B, C]; where tokens

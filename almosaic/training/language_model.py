@@ -122,7 +122,7 @@ def train_language_model(
     return trainer.on_main(lambda: write_model(folder, model, tokenizer))
 
 
-def _model_inputs(batch: dict[str, Any], epoch: int) -> dict[str, Any]:
+def _model_inputs(batch: dict[str, Any], epoch: int, progress: float) -> dict[str, Any]:
     return {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
 
 

@@ -36,8 +36,9 @@ Batch = dict[str, Any]
 class AlmosaicTrainer(Trainer):  # type: ignore[misc]
     """Trains one model for one stage.
 
-    `prepare(batch, epoch)` runs on the device, without gradients and outside autocast, right before the
-    model; it may add `metrics`, which are logged as the model's own are. `after_step(progress)` runs after
+    `prepare(batch, epoch, progress)` runs on the device, without gradients and outside autocast, right before
+    the model; progress is the share of all steps that were taken before. It may add `metrics`, which are
+    logged as the model's own are. `after_step(progress)` runs after
     each optimizer step. `parts` maps part names to parameter prefixes. `blocks` are the rows of each shard of
     a dataset that is better read shard by shard, `lengths` gives those of the rows in the epoch at hand, to
     group them: see `EpochOrder`. With `every_row` the last step of an epoch has the rows that are left, see
@@ -57,7 +58,7 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
         seed: int,
         stage: str,
         parts: Mapping[str, str],
-        prepare: Callable[[Batch, int], Batch] | None = None,
+        prepare: Callable[[Batch, int, float], Batch] | None = None,
         after_step: Callable[[float], None] | None = None,
         drop_last: bool = False,
         blocks: Sequence[int] | None = None,
@@ -162,7 +163,8 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
         inputs = super()._prepare_inputs(inputs)
         if self.prepare is not None:
             with torch.no_grad(), torch.autocast(self.args.device.type, enabled=False):
-                inputs = self.prepare(inputs, self.epochs.epoch)
+                progress = self.state.global_step / self.state.max_steps
+                inputs = self.prepare(inputs, self.epochs.epoch, progress)
             self._note(inputs.pop("metrics", {}))
         return inputs
 

@@ -42,7 +42,7 @@ class ViewMaker:
         self.grid = PatchGrid.of(extractor.window_frames, extractor.num_mel_bins, config.patch_size)
         self.depth = config.num_hidden_layers if config.drop_path_rate > 0 else 0
 
-    def __call__(self, batch: dict[str, Any], epoch: int) -> dict[str, Any]:
+    def __call__(self, batch: dict[str, Any], epoch: int, progress: float) -> dict[str, Any]:
         """Clips by number, with `waveforms` [B, S] and `lengths` [B] unless pooled, to what the model takes.
 
         That is `views`, `masks` and, for an encoder with drop path, `path_noise`, one of each per view.

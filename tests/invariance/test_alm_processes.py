@@ -65,9 +65,9 @@ def train_stage(folder, name, accumulation):
     heard = []
     inner = alm.AudioInputs.__call__
 
-    def noted(self, batch, epoch):
+    def noted(self, batch, epoch, progress):
         heard.append(int(batch["audio_clips"].sum()) if "audio_clips" in batch else 0)
-        return inner(self, batch, epoch)
+        return inner(self, batch, epoch, progress)
 
     changes = {"data": [{"name": "chat", "path": str(folder / "rows.jsonl")}], **STAGES[name]}
     optim = {**OPTIM, **changes.get("optim", {}), "accumulation": accumulation}

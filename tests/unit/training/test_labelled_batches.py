@@ -53,7 +53,7 @@ def with_partners(batch, rows, partners):
 
 def test_plain_batches_are_what_the_front_end_makes(tmp_path):
     maker, batch = batches(tmp_path), clips()
-    made = maker(batch, 0)
+    made = maker(batch, 0, 0.0)
     features, mask, _ = maker.extractor.featurize(batch["waveforms"], batch["lengths"])
     torch.testing.assert_close(made["input_features"], features)
     assert torch.equal(made["input_features_mask"], mask)
@@ -63,7 +63,7 @@ def test_plain_batches_are_what_the_front_end_makes(tmp_path):
 def test_a_mixture_has_both_labels_in_the_shares_of_its_sound(tmp_path):
     maker = batches(tmp_path, loss="bce", mixup={})
     batch = with_partners(clips(), [1, 4], [2, 7])
-    made, plain = maker(batch, 0), maker(clips(), 0)
+    made, plain = maker(batch, 0, 0.0), maker(clips(), 0, 0.0)
     assert made["labels"].sum(1).tolist() == pytest.approx([1.0] * 6)
     assert torch.equal(made["labels"][[0, 2, 3, 5]], plain["labels"][[0, 2, 3, 5]])
     share = made["labels"][1, 1].item()
@@ -84,7 +84,7 @@ def test_shares_are_beta_10_10_and_depend_on_clip_and_epoch(tmp_path):
     def share(clip, epoch):
         one = {**batch, "clip_index": torch.tensor([clip])}
         other = (clip + 1) % 12
-        return maker(with_partners(one, [0], [other]), epoch)["labels"][0, clip % 3].item()
+        return maker(with_partners(one, [0], [other]), epoch, 0.0)["labels"][0, clip % 3].item()
 
     shares = np.array([share(clip, epoch) for clip in range(12) for epoch in range(25)])
     assert abs(shares.mean() - 0.5) < 0.03 and abs(shares.std() - (1 / 84) ** 0.5) < 0.02
@@ -99,21 +99,21 @@ def test_every_change_depends_on_the_clip_alone(tmp_path):
         "token_mask": {"time_ratio": 0.5, "frequency_ratio": 0.25},
     }
     maker, batch = batches(tmp_path, drop_path=0.1, **changes), clips()
-    together = maker(batch, 2)
+    together = maker(batch, 2, 0.0)
     part = {name: value[2:4] for name, value in batch.items() if name != "bad_clips"}
-    alone = maker({**part, "bad_clips": []}, 2)
+    alone = maker({**part, "bad_clips": []}, 2, 0.0)
     torch.testing.assert_close(together["input_features"][2:4], alone["input_features"], atol=2e-5, rtol=1e-5)
     assert torch.equal(together["ids_keep"][2:4], alone["ids_keep"])
     assert together["ids_keep"].shape == (6, 2 * 6)
     assert torch.equal(together["path_noise"][2:4], alone["path_noise"])
     assert together["path_noise"].shape == (6, 3, 2)
-    later = maker(batch, 3)
+    later = maker(batch, 3, 0.0)
     assert not torch.equal(together["ids_keep"], later["ids_keep"])
     assert not torch.equal(together["input_features"], later["input_features"])
 
 
 def test_a_masked_band_is_zero_before_it_is_normalised(tmp_path):
-    made = batches(tmp_path, spec_augment={"frequency_bins": 100, "time_frames": 0})(clips(), 0)
+    made = batches(tmp_path, spec_augment={"frequency_bins": 100, "time_frames": 0})(clips(), 0, 0.0)
     masked = (made["input_features"] == 8.0 / 8.0).all(dim=1).sum(1)
     assert masked.max() > 10, "0.0 becomes -mean / (2 std)"
 

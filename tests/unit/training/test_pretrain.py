@@ -80,18 +80,20 @@ def batch_of(*clips):
 
 def test_views_of_a_clip_depend_on_epoch_view_and_clip_not_on_its_batch():
     make = make_views()
-    together, alone, later = make(batch_of(3, 5, 8), 2), make(batch_of(5), 2), make(batch_of(5), 3)
+    together, alone, later = (
+        make(batch_of(*clips), epoch, 0.0) for clips, epoch in (((3, 5, 8), 2), ((5,), 2), ((5,), 3))
+    )
     for view in (0, 1):
         torch.testing.assert_close(together["views"][view][1], alone["views"][view][0], atol=1e-4, rtol=0)
         assert torch.equal(together["masks"][view].ids_keep[1], alone["masks"][view].ids_keep[0])
         assert not torch.equal(alone["views"][view], later["views"][view])
     assert not torch.allclose(alone["views"][0], alone["views"][1], atol=1e-2)
     assert not torch.equal(alone["masks"][0].ids_keep, later["masks"][0].ids_keep)
-    assert make_views(stage="t")(batch_of(5), 2)["views"][0].ne(alone["views"][0]).any()
+    assert make_views(stage="t")(batch_of(5), 2, 0.0)["views"][0].ne(alone["views"][0]).any()
 
 
 def test_without_augmentation_both_views_are_the_front_ends_windows():
-    made = make_views(steps=())(batch_of(3, 5), 0)
+    made = make_views(steps=())(batch_of(3, 5), 0, 0.0)
     extractor = AudioMosaicFeatureExtractor(window_frames=208)
     expected, real, _ = extractor.featurize(batch_of(3, 5)["waveforms"], batch_of(3, 5)["lengths"])
     assert torch.equal(made["views"][0], expected) and torch.equal(made["views"][1], expected)

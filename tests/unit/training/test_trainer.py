@@ -41,14 +41,29 @@ def test_an_incomplete_batch_is_kept_or_dropped_as_asked(tmp_path):
     assert [epoch for epoch, _, _ in dropped] == [0, 0, 1]
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_progress_is_the_share_of_steps_taken_before_and_the_same_after_a_resume(tmp_path, accumulation):
+    def told(folder, resume):
+        trainer, found = toy_trainer(folder, steps=8, save_steps=6, accumulation=accumulation), []
+        inner = trainer.prepare
+        trainer.prepare = lambda *given: found.append(given[2]) or inner(*given)
+        trainer.run(resume)
+        return found
+
+    whole = [step / 8 for step in range(8) for _ in range(accumulation)]
+    assert told(tmp_path, False) == whole
+    (tmp_path / "checkpoint-8").rename(tmp_path / "tmp-checkpoint-8")
+    assert told(tmp_path, True) == whole[6 * accumulation :]
+
+
 def test_prepare_runs_without_gradients_and_outside_autocast(tmp_path):
     trainer = toy_trainer(tmp_path, precision="bf16", steps=1)
     states = []
     inner = trainer.prepare
 
-    def prepare(batch, epoch):
+    def prepare(batch, epoch, progress):
         states.append((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
-        return {**inner(batch, epoch), "metrics": {"share": torch.tensor(0.25)}}
+        return {**inner(batch, epoch, progress), "metrics": {"share": torch.tensor(0.25)}}
 
     trainer.prepare = prepare
     trainer.run(False)
@@ -113,7 +128,7 @@ def test_resume_ignores_what_is_not_whole(tmp_path):
     (tmp_path / "b/checkpoint-99").mkdir()
     resumed = toy_trainer(tmp_path / "b", steps=8)
     inner, steps = resumed.prepare, []
-    resumed.prepare = lambda batch, epoch: steps.append(epoch) or inner(batch, epoch)
+    resumed.prepare = lambda batch, epoch, progress: steps.append(epoch) or inner(batch, epoch, progress)
     resumed.run(True)
     assert len(steps) == 3, "it goes on from checkpoint-5"
     assert losses(resumed) == losses(whole)
@@ -141,12 +156,12 @@ def interrupting(trainer, at, times=1):
     """Send Ctrl-C to this process in the middle of step `at`."""
     inner, calls = trainer.prepare, []
 
-    def prepare(batch, epoch):
+    def prepare(batch, epoch, progress):
         calls.append(1)
         if len(calls) == at:
             for _ in range(times):
                 os.kill(os.getpid(), signal.SIGINT)
-        return inner(batch, epoch)
+        return inner(batch, epoch, progress)
 
     trainer.prepare = prepare
 
@@ -231,10 +246,10 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step_although_the_loss_i
     weight.register_hook(lambda gradient: gradient * (float("inf") if len(calls) == 4 else 1.0))
     inner, before = trainer.prepare, []
 
-    def prepare(batch, epoch):
+    def prepare(batch, epoch, progress):
         calls.append(1)
         before[:] = [weights(trainer)]
-        return inner(batch, epoch)
+        return inner(batch, epoch, progress)
 
     trainer.prepare = prepare
     expected = (

@@ -80,7 +80,7 @@ def toy_trainer(folder: Path, seen=None, rows=20, collator=collate, drop_last=Fa
         "save_steps": 100,
     } | settings
 
-    def prepare(batch, epoch):
+    def prepare(batch, epoch, progress):
         if seen is not None:
             seen.append((epoch, batch["epoch"].tolist(), batch["clip_index"].tolist()))
         return {"x": batch["x"], "target": batch["target"]}
