@@ -30,6 +30,9 @@ class AudioMosaicConfig(PreTrainedConfig):  # type: ignore[misc]
         intermediate_size: width of the MLP; 4 x hidden_size when None.
         window_frames: T of the stored position table; other lengths are served by `position_resize`.
         drop_path_rate: of the last block, growing linearly from 0 at the first.
+        patch_norm: LayerNorm on the embedded patches, before their positions are added.
+        pre_norm: LayerNorm on patches with their positions, before the first block.
+        fixed_positions: the position table is a constant that is stored but not trained.
         final_norm: LayerNorm after the last block, or none (a head then normalises the pooled vector).
         pooling: `mean` of all tokens with CLS (released), `mean_valid` without padded patches, or `cls`.
         position_resize: `time_frequency` crops or stretches time; `released` reproduces the published loader.
@@ -51,6 +54,9 @@ class AudioMosaicConfig(PreTrainedConfig):  # type: ignore[misc]
     num_mel_bins: int = 128
     drop_path_rate: float = 0.0
     layer_norm_eps: float = 1e-6
+    patch_norm: bool = True
+    pre_norm: bool = True
+    fixed_positions: bool = False
     final_norm: str = "none"
     pooling: str = "mean"
     position_resize: str = "time_frequency"
@@ -132,7 +138,11 @@ class AudioMosaicConfig(PreTrainedConfig):  # type: ignore[misc]
 
 
 class EncoderSettings(Settings):
-    """The encoder of a recipe: a preset, and what differs from it (None = the preset's value)."""
+    """The encoder of a recipe: a preset, and what differs from it (None = the preset's value).
+
+    Blocks as MATPAC (Quelennec et al. 2025) has them: `patch_norm: false`, `pre_norm: false`,
+    `fixed_positions: true` and `final_norm: layernorm`.
+    """
 
     preset: Preset = "base"
     hidden_size: Size | None = None
@@ -140,6 +150,9 @@ class EncoderSettings(Settings):
     num_attention_heads: Size | None = None
     intermediate_size: Size | None = None
     drop_path_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    patch_norm: bool = True
+    pre_norm: bool = True
+    fixed_positions: bool = False
     final_norm: FinalNorm = "none"
     pooling: Pooling = "mean"
     position_resize: PositionResize = "time_frequency"

@@ -94,6 +94,11 @@ def to_released(config: AudioMosaicConfig, state_dict: Mapping[str, Tensor]) -> 
     Raises:
         AlmosaicError: keys or shapes that the published format does not have.
     """
+    if not (config.patch_norm and config.pre_norm):
+        raise AlmosaicError(
+            "expected an encoder with patch_norm and pre_norm, as published weights have both, found "
+            f"patch_norm {config.patch_norm} and pre_norm {config.pre_norm}: use the model folder as it is"
+        )
     released = {_OUR_PREFIXES.sub("", key): value for key, value in state_dict.items() if key != _OUR_SCALE}
     if _OUR_SCALE in state_dict:
         released[_LEARNED_SCALE] = state_dict[_OUR_SCALE].squeeze()

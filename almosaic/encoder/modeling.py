@@ -1,7 +1,7 @@
 """The AudioMosaic encoder: a pre-norm ViT that reads only the patches it is given.
 
-Parameter names are those of the published checkpoints, so a released state dict loads key by key. The encoder
-knows no mask strategy, loss, label or text.
+Parameter names are those of the published checkpoints, so a released state dict loads key by key. Switches of
+the config make it the encoder of MATPAC, M2D or AudioMAE. It knows no mask strategy, loss, label or text.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,11 @@ from almosaic.errors import AlmosaicError
 from almosaic.masking import PatchGrid
 
 
+def _norm(config: AudioMosaicConfig, wanted: bool = True) -> nn.Module:
+    """A LayerNorm of the encoder's width, or nothing."""
+    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if wanted else nn.Identity()
+
+
 class PatchEmbed(nn.Module):
     """Linear map of square patches, then LayerNorm: [B, T, F] -> [B, N, D], or [B, K, D] of those kept."""
 
@@ -29,7 +34,7 @@ class PatchEmbed(nn.Module):
         self.patch_size = config.patch_size
         size = (config.patch_size, config.patch_size)
         self.proj = nn.Conv2d(1, config.hidden_size, kernel_size=size, stride=size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm = _norm(config, config.patch_norm)
 
     def forward(self, input_features: Tensor, ids_keep: Tensor | None = None) -> Tensor:
         """Embed the patches of [B, T, F] in time-major order, or those in ids_keep [B, K]."""
@@ -96,9 +101,9 @@ class Block(GradientCheckpointingLayer):  # type: ignore[misc]
 
     def __init__(self, config: AudioMosaicConfig, drop_path: float):
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm1 = _norm(config)
         self.attn = Attention(config)
-        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm2 = _norm(config)
         self.mlp = MLP(config)
         self.drop_path = DropPath(drop_path)
 
@@ -141,19 +146,23 @@ class AudioMosaicModel(AudioMosaicPreTrainedModel):
 
     # The heads of a pretraining or classifier folder: an encoder may be loaded from one.
     _keys_to_ignore_on_load_unexpected = (r"^objective\.", r"^readout\.", r"^fc_norm\.", r"^head\.")
+    pos_embed: Tensor
 
     def __init__(self, config: AudioMosaicConfig):
         super().__init__(config)
         width, depth = config.hidden_size, config.num_hidden_layers
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid.patches, width))
+        positions = torch.zeros(1, 1 + config.grid.patches, width)
+        if config.fixed_positions:
+            self.register_buffer("pos_embed", positions)
+        else:
+            self.pos_embed = nn.Parameter(positions)
         self.patch_embed = PatchEmbed(config)
-        self.norm_pre = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.norm_pre = _norm(config, config.pre_norm)
         rates = [config.drop_path_rate * i / max(1, depth - 1) for i in range(depth)]
         self.drops_paths = max(rates) > 0
         self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
-        layernorm = config.final_norm == "layernorm"
-        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if layernorm else nn.Identity()
+        self.norm = _norm(config, config.final_norm == "layernorm")
         self.post_init()
 
     def forward(

@@ -34,9 +34,17 @@ def resize_table(table: Tensor, source: PatchGrid, target: PatchGrid, mode: str)
         target: grid that is needed.
         mode: `time_frequency` crops a shorter window and stretches time linearly for a longer one; `released`
             repeats the published loader, bilinear on its own reading of the token axis (Fp rows).
+
+    Raises:
+        AlmosaicError: another number of bands, or of columns that `released` cannot serve.
     """
     if source == target:
         return table
+    if source.freq != target.freq:
+        raise AlmosaicError(
+            f"expected windows of {source.freq} patches in frequency, as the stored positions have, found "
+            f"{target.freq}: use a front end with as many mel bins as the encoder was trained with"
+        )
     cls, patches = table[:, :1], table[:, 1:]
     if mode == "released":
         rows, columns = source.patches // target.time, target.time

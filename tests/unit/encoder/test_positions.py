@@ -56,6 +56,12 @@ def test_released_resizing_refuses_a_remainder():
         resize_table(torch.zeros(1, 513, 4), PatchGrid(64, 8), PatchGrid(48, 8), "released")
 
 
+@pytest.mark.parametrize("mode", ["time_frequency", "released"])
+def test_bands_are_never_resized(mode):
+    with pytest.raises(AlmosaicError, match=r"expected windows of 8 patches in frequency.*found 5"):
+        resize_table(torch.zeros(1, 513, 4), PatchGrid(64, 8), PatchGrid(64, 5), mode)
+
+
 def test_gradients_reach_the_stored_table():
     table = torch.randn(1, 13, 4, requires_grad=True)
     resize_table(table, PatchGrid(6, 2), PatchGrid(9, 2), "time_frequency").sum().backward()
