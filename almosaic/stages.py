@@ -19,6 +19,7 @@ from almosaic.data import draws
 from almosaic.data.clips import ClipSource, JoinedClips, SceneClips
 from almosaic.data.scene_chat import SceneChatSettings, training_pool
 from almosaic.data.sources import open_clips
+from almosaic.data.texts import Description, TextKind
 from almosaic.eval_stage import Evaluation
 from almosaic.evaluation.online import OnlineKnn, bank_clips, manifest_clips
 from almosaic.loading import model_folder
@@ -51,6 +52,7 @@ class SoundClips:
 
     def __init__(self, bank: Bank, crop_seconds: float, seed: int) -> None:
         self.bank, self.crop_seconds, self.seed = bank, crop_seconds, seed
+        self._seconds: dict[int, float] = {}
 
     def __len__(self) -> int:
         return len(self.bank.clips)
@@ -63,6 +65,21 @@ class SoundClips:
             return waveform
         start = int(draws.uniforms((self.seed, "crop", epoch), [index], 1)[0, 0] * spare)
         return waveform[start : len(waveform) - spare + start]
+
+    def seconds(self, index: int) -> float:
+        """How long `waveform` is; the clip is decoded once for it."""
+        if index not in self._seconds:
+            self._seconds[index] = len(self.bank.waveform(self.bank.clips[index])) / SAMPLING_RATE
+        return min(self._seconds[index], self.crop_seconds)
+
+    def described(self, index: int) -> Description:
+        """What the sound is, as a noun and as a clause, and its class."""
+        kind = self.bank.classes[self.bank.clips[index].label]
+        return Description((kind.noun_phrase, kind.clause), (kind.label,))
+
+    def undescribed(self, kind: TextKind) -> list[str]:
+        """None: every sound has both."""
+        return []
 
     def fingerprint(self) -> str:
         """A hash of the bank and of the crop."""

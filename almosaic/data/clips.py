@@ -4,26 +4,26 @@ import hashlib
 import logging
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from itertools import accumulate, chain, repeat
+from itertools import accumulate
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from almosaic.audio import MAX_SECONDS, SAMPLING_RATE, AudioSource, audio_duration, load_audio
+from almosaic.audio import MAX_SECONDS, AudioSource, audio_duration, load_audio
 from almosaic.data import draws
 from almosaic.data.manifest import ManifestRow
+from almosaic.data.texts import DescribedClips, Description, TextKind
 from almosaic.errors import AlmosaicError, AudioError
 from almosaic.scenes.bank import Bank
+from almosaic.scenes.captions import captions
 from almosaic.scenes.compose import ScenePool, render
 from almosaic.scenes.scene import Scene
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 BadClip = tuple[int, str]
-NEIGHBOURS = 64  # how many clips are drawn to fill up one short clip
 
 
 class ClipSource(Protocol):
@@ -49,6 +49,10 @@ class TimedClips(ClipSource, Protocol):
     def seconds(self, index: int) -> float:
         """How long `waveform` is, without decoding where a header or a plan tells; AudioError as there."""
         ...
+
+
+class TextClips(ClipSource, DescribedClips, Protocol):
+    """Clips whose texts are known."""
 
 
 Source = TypeVar("Source", bound=ClipSource)
@@ -77,6 +81,10 @@ class StoredClips:
     def stored(self, index: int) -> AudioSource:
         """What `load_audio` reads for a clip."""
         raise NotImplementedError
+
+    def described(self, index: int) -> Description:
+        """What is written about a clip: nothing, about a file by itself."""
+        return Description()
 
     def waveform(self, index: int, epoch: int) -> NDArray[np.float32]:
         """The clip or its crop; only the crop is decoded."""
@@ -118,6 +126,10 @@ class FileClips(StoredClips):
         """The path."""
         return self.paths[index]
 
+    def undescribed(self, kind: TextKind) -> list[str]:
+        """Paths of the clips without a text of this kind."""
+        return [str(path) for i, path in enumerate(self.paths) if not self.described(i).of(kind)]
+
     def fingerprint(self) -> str:
         """Hash of every path, size and modification time, and of the crop."""
         digest = hashlib.sha256(repr((self.crop_seconds, self.seed)).encode())
@@ -135,6 +147,11 @@ class ManifestClips(FileClips):
     def __init__(self, rows: Sequence[ManifestRow], crop_seconds: float | None = None, seed: int = 0) -> None:
         known = {i: row.duration_seconds for i, row in enumerate(rows) if row.duration_seconds is not None}
         super().__init__([row.path for row in rows], crop_seconds, seed, known)
+        self._descriptions = [Description(row.captions, row.labels) for row in rows]
+
+    def described(self, index: int) -> Description:
+        """Captions and labels of the row."""
+        return self._descriptions[index]
 
 
 class SceneClips:
@@ -156,6 +173,15 @@ class SceneClips:
         if isinstance(self.pool, ScenePool):
             return self.pool.settings.duration_seconds
         return self.pool[index].duration_seconds
+
+    def described(self, index: int) -> Description:
+        """The scene's reference captions, and its sounds in order."""
+        scene = self.pool[index]
+        return Description(tuple(captions(scene, self.bank)), scene.labels)
+
+    def undescribed(self, kind: TextKind) -> list[str]:
+        """None: every scene has both."""
+        return []
 
     def fingerprint(self) -> str:
         """Hash of every scene record and of the bank."""
@@ -190,6 +216,15 @@ class JoinedClips(Generic[Source]):
         part = bisect_right(self.ends, index)
         return self.sources[part].seconds(index - self.offset(part))
 
+    def described(self: "JoinedClips[TextClips]", index: int) -> Description:
+        """The texts of the clip in the source it lies in."""
+        part = bisect_right(self.ends, index)
+        return self.sources[part].described(index - self.offset(part))
+
+    def undescribed(self: "JoinedClips[TextClips]", kind: TextKind) -> list[str]:
+        """Names of the clips without a text of this kind, in all sources."""
+        return [name for source in self.sources for name in source.undescribed(kind)]
+
     def allow_seconds(self, limit: float) -> None:
         """Let stored clips be this long; a longer one is an error, never cut."""
         for source in self.sources:
@@ -213,54 +248,6 @@ def _joined_blocks(sources: Sequence[ClipSource]) -> list[int] | None:
         whole, rest = divmod(len(source), usual)
         joined += blocks or [usual] * whole + [rest] * (rest > 0)
     return joined
-
-
-class JoinedShortClips:
-    """Clips of `min_seconds` or more: behind a shorter one come others, drawn by (seed, epoch, clip) alone.
-
-    A window of a tenth of a second of sound and five of padding teaches an encoder what padding looks like.
-    Where the source has blocks, the others come from the clip's own: they are at hand.
-
-    Args:
-        source: the clips.
-        min_seconds: clips from this length on stay as they are.
-        max_seconds: where the last of the joined clips is cut.
-        seed: of the choice.
-    """
-
-    def __init__(self, source: ClipSource, min_seconds: float, max_seconds: float, seed: int) -> None:
-        self.source = source
-        self.min_samples = round(min_seconds * SAMPLING_RATE)
-        self.max_samples = round(max_seconds * SAMPLING_RATE)
-        self.seed = seed
-        self.blocks: list[int] = getattr(source, "blocks", None) or [len(source)]
-        self.block_ends = list(accumulate(self.blocks))
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def waveform(self, index: int, epoch: int) -> NDArray[np.float32]:
-        """The clip, and as many others as its length asks for; AudioError when the clip itself is bad."""
-        parts = [self.source.waveform(index, epoch)]
-        if len(parts[0]) >= self.min_samples:
-            return parts[0]
-        block = bisect_right(self.block_ends, index)
-        clips = self.blocks[block]
-        first = self.block_ends[block] - clips
-        steps = draws.generator(self.seed, "join", epoch, index).integers(1, max(2, clips), NEIGHBOURS)
-        others = first + (index - first + steps) % clips
-        length = len(parts[0])
-        for other in chain(others.tolist(), repeat(index)):  # the clip itself again where others do not do
-            if length >= self.min_samples:
-                break
-            with suppress(AudioError):  # the sampler meets a bad neighbour in its own turn, and reports it
-                parts.append(self.source.waveform(other, epoch))
-                length += len(parts[-1])
-        return np.concatenate(parts)[: self.max_samples]
-
-    def fingerprint(self) -> str:
-        """The source's hash, and what is joined."""
-        return f"{self.source.fingerprint()} {self.min_samples} {self.max_samples} {self.seed}"
 
 
 class BadClips:

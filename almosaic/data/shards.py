@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from almosaic.audio import AUDIO_SUFFIXES
 from almosaic.data.clips import StoredClips
+from almosaic.data.texts import Description, TextKind
 from almosaic.errors import AlmosaicError, AudioError
 
 if TYPE_CHECKING:
@@ -175,6 +176,26 @@ class ShardClips(StoredClips):
             known = values.get("captions")
             values["captions"] = [*(known if isinstance(known, list) else []), caption]
         return {"id": key, **values}
+
+    def described(self, index: int) -> Description:
+        """Captions and labels of a clip's `row`.
+
+        Raises:
+            AudioError: as `row`, or one of them is no list of texts.
+        """
+        row = self.row(index)
+        texts = {name: row.get(name) or [] for name in ("captions", "labels")}
+        for name, entries in texts.items():
+            if not isinstance(entries, list) or not all(isinstance(one, str) and one for one in entries):
+                raise AudioError(
+                    f"{self.name(index)}: {name}: expected a list of texts, found {entries!r:.60}"
+                )
+        return Description(tuple(texts["captions"]), tuple(texts["labels"]))
+
+    def undescribed(self, kind: TextKind) -> list[str]:
+        """Archive and member of the clips without a text of this kind; reads all metadata, and no audio."""
+        rows = tqdm(range(len(self)), desc="texts", unit="clip", delay=5, leave=False, disable=None)
+        return [self.name(index) for index in rows if not self.described(index).of(kind)]
 
     def fingerprint(self) -> str:
         """Hash of every archive's name and size, of its members and their places, and of the crop."""

@@ -10,9 +10,10 @@ from transformers import set_seed
 
 from almosaic.data import draws
 from almosaic.data.augment import AugmentStep, WaveformStep
-from almosaic.data.clips import BadClips, ClipSource, JoinedShortClips
+from almosaic.data.clips import BadClips, ClipSource
 from almosaic.data.collate import WaveformCollator
 from almosaic.data.datasets import PretrainDataset
+from almosaic.data.short_clips import JoinedShortClips
 from almosaic.encoder import EncoderSettings
 from almosaic.errors import AlmosaicError
 from almosaic.features import AudioMosaicFeatureExtractor, FrontEndSettings

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from almosaic.data.clips import JoinedShortClips
+from almosaic.data.short_clips import JoinedShortClips
 from almosaic.errors import AudioError
 
 RATE = 16_000

@@ -11,8 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from almosaic.curriculum import ManifestData as MovedManifestData
 from almosaic.curriculum import PretrainData, as_curriculum
-from almosaic.data.clips import JoinedClips, JoinedShortClips
+from almosaic.data.clips import JoinedClips
 from almosaic.data.shards import ShardClips
+from almosaic.data.short_clips import JoinedShortClips
 from almosaic.data.sources import (
     FolderData,
     ManifestData,
