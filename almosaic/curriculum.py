@@ -61,9 +61,13 @@ class LanguageModelStage(Head, LanguageModelSettings):
 
 
 class PretrainStage(Head, PretrainSettings):
-    """Pretrains an encoder without labels; with `optim.steps: 0` it stays untrained, as a control."""
+    """Pretrains an encoder without labels; with `optim.steps: 0` it stays untrained, as a control.
+
+    `seed` takes the place of the recipe's: stages that differ in nothing else are repetitions.
+    """
 
     task: Literal["pretrain"]
+    seed: int | None = Field(default=None, ge=0)
     data: tuple[PretrainData, ...] = Field(default=(ScenesData(),), min_length=1)
 
     def references(self) -> Iterator[tuple[str, Reference, tuple[str, ...]]]:
@@ -116,12 +120,13 @@ class EvalStage(Head):
     """Judges a model: probes of encoders, questions beside deaf controls, captions by facts.
 
     `from` is the model that is asked; `compare` names further ones that answer the same questions, and
-    `encoders` those that are probed. What is left out is not run.
+    `encoders` those that are probed: several under one name are repetitions of one thing with other seeds,
+    and share one score. What is left out is not run.
     """
 
     task: Literal["eval"]
     start: Reference | None = Field(default=None, alias="from")
-    encoders: dict[str, Reference] = Field(default={})
+    encoders: dict[str, Reference | tuple[Reference, ...]] = Field(default={})
     compare: dict[str, Reference] = Field(default={})
     probe: ProbeSettings | None = None
     question_answering: QuestionAnsweringSettings | None = None
@@ -131,9 +136,9 @@ class EvalStage(Head):
         """See `LanguageModelStage.references`."""
         if self.start is not None:
             yield "from", self.start, ("alm",)
-        yield from (
-            (f"encoders.{name}", reference, ("pretrain",)) for name, reference in self.encoders.items()
-        )
+        for name, probed in self.encoders.items():
+            for reference in (probed,) if isinstance(probed, str) else probed:
+                yield f"encoders.{name}", reference, ("pretrain",)
         yield from ((f"compare.{name}", reference, ("alm",)) for name, reference in self.compare.items())
 
     @field_validator("encoders", "compare", mode="before")
@@ -155,6 +160,14 @@ class EvalStage(Head):
             raise AlmosaicError(
                 "probe needs `encoders`, for example {pretrained: encoder}, and they need probe"
             )
+        for name, probed in self.encoders.items():
+            if not probed:
+                raise AlmosaicError(f"encoders.{name} is empty; name an earlier pretrain stage or several")
+            if not isinstance(probed, str) and len(set(probed)) < len(probed):
+                raise AlmosaicError(
+                    f"encoders.{name} names an encoder twice ({', '.join(probed)}); repetitions of one thing "
+                    "are encoders that were trained with other seeds"
+                )
         return self
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from almosaic.curriculum import EvalStage
 from almosaic.evaluation import captioning, probe, question_answering
+from almosaic.evaluation.budgets import budgets
 from almosaic.evaluation.labelled_sets import ProbeClips
+from almosaic.evaluation.repetitions import SetMeans
 from almosaic.files import write_whole
 from almosaic.loading import load_model
 from almosaic.run_folder import FEATURES, RunFolder
@@ -28,7 +30,14 @@ class Evaluation:
         self.recipe, self.stage, self.sounds = run.recipe, stage, sounds
         self.folder = run.stage_folder(stage.id)
         self.run_features = run.path / FEATURES
-        self.encoders = {name: run.model(reference) for name, reference in stage.encoders.items()}
+        self.encoders: dict[str, Path] = {}
+        self.things: dict[str, tuple[str, ...]] = {}  # see `probe.Things`
+        for name, found in stage.encoders.items():
+            own = (found,) if isinstance(found, str) else found
+            if len(own) > 1:
+                self.things[name] = tuple(f"{name}: {reference}" for reference in own)
+            shown = self.things.get(name, (name,))
+            self.encoders |= {one: run.model(reference) for one, reference in zip(shown, own, strict=True)}
         named = {display_name(stage.start): stage.start} if stage.start else {}
         self.models = {name: run.model(reference) for name, reference in {**named, **stage.compare}.items()}
 
@@ -36,7 +45,7 @@ class Evaluation:
         """Measure everything that the stage asks for and write scores.json."""
         scores: dict[str, Any] = {"question_answering": {}, "captioning": {}, "probe": []}
         if self.stage.probe is not None:
-            scores["probe"] = self._probe(self.stage.probe)
+            scores |= self._probe(self.stage.probe)
         for number, (name, folder) in enumerate(self.models.items()):
             if (asked := self.stage.question_answering) is not None:
                 records = self._kept(f"questions-{name}", folder, self._ask)
@@ -61,17 +70,22 @@ class Evaluation:
         assert settings is not None
         return question_answering.plan(self.sounds(settings.split), self.recipe.scenes, settings)
 
-    def _probe(self, settings: probe.ProbeSettings) -> Records:
+    def _probe(self, settings: probe.ProbeSettings) -> dict[str, Any]:
+        """`probe`, the rows of every set; `probe_means` over several; `budgets` of what was probed."""
         sets = self._sets(settings)
         for clips in sets.values():
             clips.rounds()  # a mistake in the last set is found before the first is computed
-        readers = probe.open_encoders(self.encoders, settings)
+        readers = probe.open_encoders(self.encoders, settings, self.things)
         folder = settings.cache or self.run_features
         rows: Records = []
+        means = SetMeans(list(sets)) if len(sets) > 1 else None
         for name, clips in sets.items():
             with progress(f"{self.stage.id}: {name}", "clip") as advance:
-                rows += probe.set_rows(name, clips, readers, settings, folder, advance)
-        return rows
+                rows += probe.set_rows(
+                    name, clips, readers, settings, folder, advance, things=self.things, means=means
+                )
+        found = {"probe": rows, "probe_means": [] if means is None else means.rows()}
+        return found | {"budgets": budgets(self.encoders, self.things)}
 
     def _sets(self, settings: probe.ProbeSettings) -> dict[str, ProbeClips]:
         """The sets that the recipe names, else its own sounds."""

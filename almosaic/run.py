@@ -132,12 +132,15 @@ def collect(run: RunFolder, stages: Sequence[Stage]) -> dict[str, Any]:
         "question_answering": {},
         "captioning": {},
         "probe": [],
+        "probe_means": [],
+        "budgets": {},
         "classification": [],
     }
     for stage in stages:
         scores = json.loads((run.stage_folder(stage.id) / "scores.json").read_text(encoding="utf-8"))
-        results["probe"] += scores.get("probe", [])
-        results["classification"] += scores.get("classification", [])
+        for part in ("probe", "probe_means", "classification"):
+            results[part] += scores.get(part, [])
+        results["budgets"] |= scores.get("budgets", {})
         for part in ("question_answering", "captioning"):
             for name, score in scores.get(part, {}).items():
                 results[part][name if name not in results[part] else f"{name} ({stage.id})"] = score
@@ -189,10 +192,17 @@ def _again(folder: Path, overrides: Iterable[str]) -> Curriculum:
     for stage in stages:
         stage["from"] = stage["from"] and str(run.model(stage["from"]).resolve())
         for group in ("encoders", "compare"):
-            stage[group] = {name: str(run.model(one).resolve()) for name, one in stage[group].items()}
+            stage[group] = {name: _as_paths(run, found) for name, found in stage[group].items()}
     output = folder / "evals" / str(1 + len(list(folder.glob("evals/*"))))
     tree |= {"stages": stages, "output": str(output if recipe.output == saved.output else recipe.output)}
     return as_curriculum(tree, lambda place: str(folder))
+
+
+def _as_paths(run: RunFolder, found: str | list[str]) -> str | list[str]:
+    """The model folders behind a reference, or behind each of several."""
+    if isinstance(found, str):
+        return str(run.model(found).resolve())
+    return [str(run.model(one).resolve()) for one in found]
 
 
 def _standard(folder: Path, overrides: Iterable[str]) -> Curriculum:

@@ -134,7 +134,9 @@ class RunFolder:
         resolved = resolve(self.recipe)
         own = next(entry for entry in resolved["stages"] if entry["id"] == stage.id)
         shared = {key: resolved[key] for key in ("seed", "sounds", "scenes")}
-        return {**shared, **{key: value for key, value in own.items() if key != "expected_minutes"}}
+        # A stage without a seed of its own has that of the recipe.
+        silent = {"expected_minutes", *(["seed"] if own.get("seed") is None else [])}
+        return {**shared, **{key: value for key, value in own.items() if key not in silent}}
 
     def inputs(self, stage: Stage) -> dict[str, str]:
         """A hash of every part that the stage is built on."""

@@ -99,9 +99,8 @@ def run_stage(run: RunFolder, stage: Stage, sounds: Sounds, resume: bool) -> Non
     elif isinstance(stage, PretrainStage):
         source = pretraining_clips(run, stage, sounds)
         judge = labelled_judge(run, stage, sounds)
-        pretrain(
-            stage, source=source, folder=folder, seed=recipe.seed, stage=stage.id, resume=resume, judge=judge
-        )
+        seed = stage_seed(run, stage)
+        pretrain(stage, source=source, folder=folder, seed=seed, stage=stage.id, resume=resume, judge=judge)
     elif isinstance(stage, FinetuneStage):
         start = None if stage.start is None else model_folder(run.model(stage.start))
         finetune(stage, start=start, folder=folder, seed=recipe.seed, stage=stage.id, resume=resume)
@@ -139,13 +138,19 @@ def _parts(run: RunFolder, stage: AlmStage) -> Parts:
     return Parts(audio_tower=run.model(stage.start.audio_tower), language_model=language_model)
 
 
+def stage_seed(run: RunFolder, stage: PretrainStage) -> int:
+    """The stage's own seed, else that of the recipe."""
+    return run.recipe.seed if stage.seed is None else stage.seed
+
+
 def pretraining_clips(run: RunFolder, stage: PretrainStage, sounds: Sounds) -> ClipSource:
     """The clips that a pretraining stage names, one source after the other."""
-    recipe, seed = run.recipe, draws.key(run.recipe.seed, stage.id)
+    recipe, own = run.recipe, stage_seed(run, stage)
+    seed = draws.key(own, stage.id)
     sources: list[ClipSource] = []
     for data in stage.data:
         if isinstance(data, ScenesData):
-            pool = training_pool(sounds("train"), recipe.scenes, data.scenes, recipe.seed)
+            pool = training_pool(sounds("train"), recipe.scenes, data.scenes, own)
             sources.append(SceneClips(pool, sounds("train")))
         elif isinstance(data, SoundsData):
             sources.append(SoundClips(sounds("train"), stage.crop_seconds, seed))
@@ -170,5 +175,5 @@ def labelled_judge(run: RunFolder, stage: PretrainStage, sounds: Sounds) -> Onli
         test=settings.test,
         limit=settings.clips,
         k=settings.neighbours,
-        seed=run.recipe.seed,
+        seed=stage_seed(run, stage),
     )

@@ -44,9 +44,9 @@ def curves_svg(curves: Curves) -> str:
     )
 
 
-def curve_picture(curves: Curves) -> str:
-    """The same as a file of its own."""
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n{curves_svg(curves)}\n'
+def picture(svg: str) -> str:
+    """An `svg` element as a file of its own."""
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{svg}\n'
 
 
 def _chart(title: str, lines: Mapping[str, Sequence[float]], order: Sequence[str]) -> str:

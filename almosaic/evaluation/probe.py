@@ -6,10 +6,12 @@ Features come from one cache per encoder and set, which every protocol reads: `l
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 
 from almosaic.data import draws
@@ -20,6 +22,7 @@ from almosaic.evaluation.knn import neighbours
 from almosaic.evaluation.labelled_sets import LabelledSet, ProbeClips
 from almosaic.evaluation.linear import Classifier, linear, majority
 from almosaic.evaluation.readouts import LearningRates, ReadoutSettings, trained
+from almosaic.evaluation.repetitions import Outcome, SetMeans, repeated, resampled_scores
 from almosaic.evaluation.splits import Labels, Round, counts, run_rounds
 from almosaic.layer_features import (
     EncoderReader,
@@ -43,6 +46,8 @@ Encoder = str | Path | tuple[Any, Any]
 """A model or run folder, or a model with its processor; of an audio-language model its encoder is probed."""
 Progress = Callable[[int, int], None]
 Row = dict[str, Any]
+Things = Mapping[str, Sequence[str]]
+"""Name -> `name: encoder` of each of several encoders that are repetitions of one thing with other seeds."""
 
 
 class ProbeSettings(Settings):
@@ -70,11 +75,14 @@ class ProbeSettings(Settings):
     cache: Path | None = None
 
 
-def open_encoders(encoders: Mapping[str, Encoder], settings: ProbeSettings) -> dict[str, Reader]:
+def open_encoders(
+    encoders: Mapping[str, Encoder], settings: ProbeSettings, things: Things = MappingProxyType({})
+) -> dict[str, Reader]:
     """A reader for every encoder, and for the controls that the settings ask for.
 
     Raises:
-        AlmosaicError: a folder without an encoder, or one that lacks the layer or cannot have the heads.
+        AlmosaicError: a folder without an encoder, one that lacks the layer or cannot have the heads, or
+            repetitions of one thing that are not alike.
     """
     readers: dict[str, EncoderReader] = {}
     shapes: dict[str, str] = {}
@@ -91,6 +99,14 @@ def open_encoders(encoders: Mapping[str, Encoder], settings: ProbeSettings) -> d
             )
         shape = repr(architecture(tower.config))
         shapes.setdefault(shape, name)
+    for thing, names in things.items():
+        if len({readers[name].rows for name in names}) > 1:
+            found = ", ".join(
+                f"{name} {readers[name].rows[0] - 1} x {readers[name].rows[1]}" for name in names
+            )
+            raise AlmosaicError(
+                f"the repetitions of {thing} differ in blocks x width ({found}); give each its own name"
+            )
     for name in shapes.values() if settings.untrained else ():
         shown = UNTRAINED if len(shapes) == 1 else f"{UNTRAINED} {name}"
         readers[shown] = _untrained(readers[name], settings)
@@ -104,6 +120,9 @@ def set_rows(
     settings: ProbeSettings,
     folder: Path,
     progress: Progress | None = None,
+    *,
+    things: Things = MappingProxyType({}),
+    means: SetMeans | None = None,
 ) -> list[Row]:
     """Every probe of every encoder on one set, and the controls.
 
@@ -114,20 +133,49 @@ def set_rows(
         settings: Protocols, layer and what belongs to them.
         folder: Parent of the cached features.
         progress: Called with (clips read, clips to read in all) where features are computed.
+        things: Which readers are repetitions of one thing, and share its rows.
+        means: Receives every row, for the means over sets.
 
     Returns:
-        Rows of `set, features, protocol, layer, pooling, seed`, what `intervals.summary` and `splits.counts`
-        return, and what belongs to the protocol.
+        Rows of `set, features, protocol, layer, pooling, seed`, what `intervals.summary` or, for repetitions,
+        `repetitions.repeated`, and `splits.counts` return, and what belongs to the protocol.
     """
     labels, fits = clips.rounds()
-    rows: list[Row] = []
-    for shown, found in layer_features(readers, clips, folder, progress).items():
-        rows += [{"features": shown, **row} for row in _Probes(found, labels, fits, settings).rows(shown)]
+    outcomes = {
+        shown: list(_Probes(found, labels, fits, settings).outcomes(shown))
+        for shown, found in layer_features(readers, clips, folder, progress).items()
+    }
     if settings.majority:
-        about = {"features": MAJORITY, "protocol": "majority", "layer": None, "pooling": None, "seed": None}
+        about = {"protocol": "majority", "layer": None, "pooling": None, "seed": None}
         scores = run_rounds(np.zeros((len(clips), 1)), labels, fits, majority)
-        rows.append(about | summary(labels, fits, [scores]))
-    return [{"set": name, **row, **counts(labels, fits)} for row in rows]
+        outcomes[MAJORITY] = [Outcome(about, [scores])]
+    owner = {reader: thing for thing, names in things.items() for reader in names}
+    rows: list[Row] = []
+    for thing in dict.fromkeys(owner.get(shown, shown) for shown in outcomes):
+        named = {one.removeprefix(f"{thing}: "): outcomes[one] for one in things.get(thing, (thing,))}
+        for probes in zip(*named.values(), strict=True):
+            row, resampled = _scored(
+                labels, fits, dict(zip(named, probes, strict=True)), name, means is not None
+            )
+            rows.append({"set": name, "features": thing, **row, **counts(labels, fits)})
+            if means is not None:
+                means.add(rows[-1], resampled)
+    return rows
+
+
+def _scored(
+    labels: Labels, fits: Sequence[Round], encoders: Mapping[str, Outcome], name: str, resample: bool
+) -> tuple[Row, NDArray[np.float64]]:
+    """The row of one probe of one encoder or of its repetitions, and its resampled scores where needed."""
+    if len(encoders) == 1 and not resample:
+        drawn = np.zeros((0, 1))
+    else:
+        own = [resampled_scores(labels, fits, one.by_seed, name) for one in encoders.values()]
+        drawn = np.stack(own, axis=1)
+    if len(encoders) > 1:
+        return repeated(labels, fits, encoders, drawn), drawn
+    (only,) = encoders.values()
+    return only.about | summary(labels, fits, only.by_seed), drawn
 
 
 class _Probes:
@@ -137,24 +185,23 @@ class _Probes:
         self, features: LayerFeatures, labels: Labels, fits: Sequence[Round], settings: ProbeSettings
     ) -> None:
         self.features, self.labels, self.fits, self.settings = features, labels, fits, settings
-        self._fitted: dict[int, Row] = {}
+        self._fitted: dict[int, Outcome] = {}
 
-    def rows(self, name: str) -> Iterator[Row]:
-        """The rows of every protocol; hand features have one."""
+    def outcomes(self, name: str) -> Iterator[Outcome]:
+        """Those of every protocol; hand features have one."""
         if name == HAND_FEATURES:
-            yield {
-                "protocol": "linear SVM",
-                "layer": None,
-                "pooling": "mean and deviation",
-                **self._linear(0, "svm"),
-            }
+            own, scores = self._linear(0, "svm")
+            yield Outcome(
+                {"protocol": "linear SVM", "layer": None, "pooling": "mean and deviation", **own}, scores
+            )
             return
         for protocol in self.settings.protocols:
-            for layer, found in self._probe(protocol):
-                yield {"protocol": protocol, "layer": layer, "pooling": self.settings.pooling, **found}
+            for layer, (own, scores) in self._probe(protocol):
+                about = {"protocol": protocol, "layer": layer, "pooling": self.settings.pooling}
+                yield Outcome(about | own, scores)
 
-    def _probe(self, protocol: Protocol) -> Iterator[tuple[int | str | None, Row]]:
-        """(layer, result) of one protocol, for `per_layer` of every block."""
+    def _probe(self, protocol: Protocol) -> Iterator[tuple[int | str | None, Outcome]]:
+        """(layer, outcome) of one protocol, for `per_layer` of every block."""
         layer = self.settings.layer
         if protocol == "linear":
             yield layer, self._linear(self._entry(layer))
@@ -164,7 +211,7 @@ class _Probes:
         elif protocol == "knn":
             k = self.settings.neighbours
             scores = run_rounds(self.features.at(layer), self.labels, self.fits, neighbours(k))
-            yield layer, {"seed": None, "k": k, **summary(self.labels, self.fits, [scores])}
+            yield layer, Outcome({"seed": None, "k": k}, [scores])
         else:
             yield ALL_LAYERS, self._trained(protocol)
 
@@ -175,15 +222,15 @@ class _Probes:
             return output - 1
         return output if layer is None else layer
 
-    def _linear(self, entry: int, classifier: Classifier = "logistic") -> Row:
+    def _linear(self, entry: int, classifier: Classifier = "logistic") -> Outcome:
         if entry not in self._fitted:
             fit, chosen = linear(self.labels, classifier, self.settings.seed)
             scores = run_rounds(self.features.means[:, entry], self.labels, self.fits, fit)
-            found = summary(self.labels, self.fits, [scores])
-            self._fitted[entry] = {"seed": self.settings.seed, "regularisation": chosen, **found}
+            about = {"seed": self.settings.seed, "regularisation": chosen}
+            self._fitted[entry] = Outcome(about, [scores])
         return self._fitted[entry]
 
-    def _trained(self, protocol: Literal["weighted_sum", "attentive"]) -> Row:
+    def _trained(self, protocol: Literal["weighted_sum", "attentive"]) -> Outcome:
         """A mean over seeds; the learning rate is chosen once, for all of them."""
         settings, rates = self.settings.readout, LearningRates()
         entries = self.features.means if protocol == "weighted_sum" else self.features.normed
@@ -191,9 +238,8 @@ class _Probes:
             run_rounds(entries, self.labels, self.fits, trained(protocol, self.labels, settings, seed, rates))
             for seed in settings.seeds
         ]
-        found = summary(self.labels, self.fits, by_seed)
         more = {"heads": settings.heads} if protocol == "attentive" else {}
-        return {"seed": list(settings.seeds), "learning_rate": rates.chosen, **more, **found}
+        return Outcome({"seed": list(settings.seeds), "learning_rate": rates.chosen, **more}, by_seed)
 
 
 def _untrained(reader: EncoderReader, settings: ProbeSettings) -> EncoderReader:

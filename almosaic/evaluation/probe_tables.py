@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from almosaic.evaluation.budgets import shown_minutes, shown_tokens
 from almosaic.evaluation.cells import Table, percent, with_margin
 
 Rows = Sequence[Mapping[str, Any]]
@@ -12,9 +13,10 @@ PER_LAYER = "per_layer"
 NAMES = {"weighted_sum": "weighted sum", "majority": ""}
 
 
-def probe_tables(rows: Rows) -> list[Table]:
+def probe_tables(results: Mapping[str, Any]) -> list[Table]:
     """One set in detail, or encoders and protocols against sets; blocks in a table of their own."""
-    found = [score_table(rows) if len(sets_of(rows)) > 1 else detail_table(rows)]
+    rows = results["probe"]
+    found = [score_table(results) if len(sets_of(rows)) > 1 else detail_table(rows)]
     curves = layer_curves(rows)
     if curves and len(sets_of(rows)) > 1:
         found.append(layer_table(curves))
@@ -40,30 +42,63 @@ def detail_table(rows: Rows) -> Table:
     return Table("Labels read from frozen features", header, lines)
 
 
-def score_table(rows: Rows) -> Table:
-    """One line per encoder and protocol, one column per set, the mean over sets last."""
-    sets = sets_of(rows)
+def score_table(results: Mapping[str, Any]) -> Table:
+    """One line per encoder and protocol, one column per set, the mean over sets and what it took last."""
+    rows, budgets = results["probe"], results.get("budgets") or {}
+    means = {_line(row): row for row in results.get("probe_means") or [] if row["protocol"] != PER_LAYER}
+    sets, lines = sets_of(rows), _lines(rows)
+    columns = [name if metric == "accuracy" else f"{name} ({metric})" for name, metric in sets.items()]
+    body = []
+    for line, own in lines.items():
+        cells = [_with_margin(own.get(name)) for name in sets]
+        whole = len(own) == len(sets)
+        mean = f"{100 * np.mean([row['score'] for row in own.values()]):.1f}" if whole else "–"
+        mean = _with_margin(means[line]) if line in means else mean
+        took = [shown_tokens(budgets.get(line[0])), shown_minutes(budgets.get(line[0]))] if budgets else []
+        body.append([*line, *cells, mean, *took])
+    over = ", ".join(dict.fromkeys(row["interval"] for row in rows))
+    if means:
+        over += f"; of the mean: {', '.join(dict.fromkeys(row['interval'] for row in means.values()))}"
+    title = f"Labels read from frozen features, in %, ± half the 95 % interval ({over})"
+    if budgets:
+        title += "; tokens and minutes are those of the pretraining"
+    return Table(
+        title, ["features", "probe", *columns, "mean", *(["tokens", "min"] if budgets else [])], body
+    )
+
+
+def encoder_table(results: Mapping[str, Any]) -> Table | None:
+    """Each of the encoders that share a line of `score_table`, by itself; None where none do."""
+    sets = sets_of(results["probe"])
+    body = []
+    for line, own in _lines(results["probe"]).items():
+        runs = {name: {run["encoder"]: run["score"] for run in own[name].get("runs", [])} for name in own}
+        for encoder in next(iter(runs.values())):
+            scores = [runs.get(name, {}).get(encoder) for name in sets]
+            known = [score for score in scores if score is not None]
+            mean = f"{100 * np.mean(known):.1f}" if len(known) == len(sets) else "–"
+            shown = ["–" if score is None else f"{100 * score:.1f}" for score in scores]
+            body.append([*line, encoder, *shown, mean])
+    if not body:
+        return None
+    return Table("Each encoder by itself, in %", ["features", "probe", "encoder", *sets, "mean"], body)
+
+
+def _lines(rows: Rows) -> dict[tuple[str, str], dict[str, Mapping[str, Any]]]:
+    """(features, protocol) -> set -> its row, without single blocks."""
     lines: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         if row["protocol"] != PER_LAYER:
-            lines.setdefault((row["features"], shown_protocol(row)), {})[row["set"]] = row
-    header = [
-        "features",
-        "probe",
-        *(name if metric == "accuracy" else f"{name} ({metric})" for name, metric in sets.items()),
-        "mean",
-    ]
-    body = []
-    for (features, protocol), own in lines.items():
-        cells = [
-            with_margin(own[name]["score"], own[name]["low"], own[name]["high"]) if name in own else "–"
-            for name in sets
-        ]
-        whole = len(own) == len(sets)
-        mean = f"{100 * np.mean([row['score'] for row in own.values()]):.1f}" if whole else "–"
-        body.append([features, protocol, *cells, mean])
-    over = ", ".join(dict.fromkeys(row["interval"] for row in rows))
-    return Table(f"Labels read from frozen features, in %, ± half the 95 % interval ({over})", header, body)
+            lines.setdefault(_line(row), {})[row["set"]] = row
+    return lines
+
+
+def _line(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["features"], shown_protocol(row)
+
+
+def _with_margin(row: Mapping[str, Any] | None) -> str:
+    return "–" if row is None else with_margin(row["score"], row["low"], row["high"])
 
 
 def layer_curves(rows: Rows) -> dict[str, dict[str, list[float]]]:

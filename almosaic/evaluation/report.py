@@ -7,6 +7,8 @@
 - `question_answering`: {model: what `question_answering.score` returned}, the model it is about first,
 - `captioning`: {model: what `captioning.score` returned},
 - `probe`: the rows of `probe.set_rows`, of one set or several,
+- `probe_means`: the rows of `repetitions.SetMeans`,
+- `budgets`: {probed encoder: what `budgets.budgets` found},
 - `classification`: the rows of fine-tuning stages,
 - `skipped`: {what was not measured: why}.
 
@@ -25,9 +27,17 @@ from almosaic.evaluation import page
 from almosaic.evaluation.cells import percent, points
 from almosaic.evaluation.classification import classification_table
 from almosaic.evaluation.controls import AUDIO, CONDITIONS
-from almosaic.evaluation.curves import curve_picture, curves_svg
+from almosaic.evaluation.curves import curves_svg, picture
 from almosaic.evaluation.plots import event_strip, interval_line, share_bars, spectrogram_uri, wav_uri
-from almosaic.evaluation.probe_tables import detail_table, layer_curves, layer_table, score_table, sets_of
+from almosaic.evaluation.probe_tables import (
+    detail_table,
+    encoder_table,
+    layer_curves,
+    layer_table,
+    score_table,
+    sets_of,
+)
+from almosaic.evaluation.score_plot import scores_svg
 from almosaic.evaluation.tables import (
     NAMES,
     Results,
@@ -62,7 +72,8 @@ def write_results(folder: str | Path, results: Results) -> Path:
 def write_report(folder: str | Path, results: Results, examples: Sequence[Example] = ()) -> Path:
     """Write `report.html`, a page that needs no other file, and return its path.
 
-    Where blocks were probed one by one, their curve is also written as `layers.svg`.
+    Where blocks were probed one by one, their curve is also written as `layers.svg`, and the means over
+    several sets as `scores.svg`.
 
     Args:
         folder: Where to; made when missing.
@@ -83,7 +94,9 @@ def write_report(folder: str | Path, results: Results, examples: Sequence[Exampl
         _footer(about),
     ]
     if curves := layer_curves(results.get("probe") or []):
-        write_whole(Path(folder) / "layers.svg", curve_picture(curves))
+        write_whole(Path(folder) / "layers.svg", picture(curves_svg(curves)))
+    if means := results.get("probe_means"):
+        write_whole(Path(folder) / "scores.svg", picture(scores_svg(means)))
     return write_whole(Path(folder) / "report.html", page.page(title, sections))
 
 
@@ -147,10 +160,16 @@ def _probes(results: Results) -> str:
         return ""
     lead = "A classifier, or the nearest neighbours, on frozen features of clips it was not fitted on."
     curves = layer_curves(probes)
-    picture = f"<p>Linear probe block by block</p>{curves_svg(curves)}" if curves else ""
+    blockwise = f"<p>Linear probe block by block</p>{curves_svg(curves)}" if curves else ""
     if len(sets_of(probes)) > 1:
-        shown = score_table(probes)
-        body = f"<p>{escape(shown.title)}</p>" + page.html_table(shown.header, shown.rows) + picture
+        shown = score_table(results)
+        body = f"<p>{escape(shown.title)}</p>" + page.html_table(shown.header, shown.rows)
+        if means := results.get("probe_means"):
+            body += f"<p>Mean over sets, with its interval</p>{scores_svg(means)}"
+        if single := encoder_table(results):
+            each = page.html_table(single.header, single.rows)
+            body += f"<details><summary>{escape(single.title)}</summary>{each}</details>"
+        body += blockwise
         if curves:
             blocks = layer_table(curves)
             body += page.html_table(blocks.header, blocks.rows)
@@ -161,7 +180,7 @@ def _probes(results: Results) -> str:
         for row, probe in zip(shown.rows, probes, strict=True)
     ]
     guess = 1 / probes[0]["classes"] if probes[0]["metric"] == "accuracy" else None
-    body = share_bars(groups, {row[0]: guess for row in shown.rows} if guess else {}) + picture
+    body = share_bars(groups, {row[0]: guess for row in shown.rows} if guess else {}) + blockwise
     return page.section("What the encoder knows", lead, body + page.html_table(shown.header, shown.rows))
 
 

@@ -41,7 +41,7 @@ def tables(results: Results) -> list[Table]:
     if len(asked) > 1:
         found.append(model_table(asked))
     if results.get("probe"):
-        found += probe_tables(results["probe"])
+        found += probe_tables(results)
     if results.get("classification"):
         found.append(classification_table(results["classification"]))
     return found + caption_tables(results)

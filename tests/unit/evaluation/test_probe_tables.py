@@ -5,7 +5,7 @@ import xml.dom.minidom
 
 import pytest
 
-from almosaic.evaluation.curves import COLOURS, curve_picture, curves_svg
+from almosaic.evaluation.curves import COLOURS, curves_svg, picture
 from almosaic.evaluation.probe_tables import layer_curves, probe_tables
 from almosaic.evaluation.report import write_report
 from almosaic.evaluation.tables import table
@@ -34,7 +34,7 @@ def several():
 
 
 def test_encoders_and_protocols_are_rows_and_sets_are_columns():
-    scores, blocks = probe_tables(several())
+    scores, blocks = probe_tables({"probe": several()})
     assert scores.header == ["features", "probe", "birds", "bells (mAP)", "mean"]
     assert scores.rows[0] == ["majority class", "", "25.0 ±3.0", "–", "–"]
     assert scores.rows[1] == ["true", "linear", "70.0 ±3.0", "90.0 ±3.0", "80.0"]
@@ -52,12 +52,12 @@ def test_encoders_and_protocols_are_rows_and_sets_are_columns():
 
 def test_a_chosen_layer_is_named():
     rows = [row(name, "e", "linear", 0.5, layer=7) for name in ("birds", "bells")]
-    assert probe_tables(rows)[0].rows[0][:2] == ["e", "linear, layer 7"]
+    assert probe_tables({"probe": rows})[0].rows[0][:2] == ["e", "linear, layer 7"]
 
 
 def test_one_set_is_shown_in_detail():
     rows = [entry for entry in several() if entry["set"] == "bells"]
-    (detail,) = probe_tables(rows)
+    (detail,) = probe_tables({"probe": rows})
     assert detail.header[3] == "mAP"
     assert detail.rows[0] == ["true", "linear", "last", "90.0 %", "88.0 % to 94.0 %", "30 / 10"]
     assert detail.rows[2][:4] == ["true", "linear", "0", "70.0 %"] and detail.rows[5][2] == "all"
@@ -72,7 +72,7 @@ def test_the_terminal_shows_five_sets_in_one_width():
 def test_curves_are_drawn_for_every_set_and_their_mean(tmp_path):
     curves = layer_curves(several())
     assert curves["true"]["mean"] == pytest.approx([0.6, 0.7, 0.8])
-    drawn = xml.dom.minidom.parseString(curve_picture(curves))
+    drawn = xml.dom.minidom.parseString(picture(curves_svg(curves)))
     titles = [
         node.firstChild.data for node in drawn.getElementsByTagName("text") if node.hasAttribute("class")
     ]
