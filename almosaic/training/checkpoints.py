@@ -26,6 +26,7 @@ from almosaic.files import write_whole
 
 STATE_FILE = "trainer_state.json"
 ROWS_FILE = "rows.json"
+SECONDS_FILE = "seconds.json"
 OPTIMIZER_FILE = "optimizer.pt"
 SCHEDULER_FILE = "scheduler.pt"
 WEIGHTS_FILE = "model.safetensors"
@@ -118,6 +119,12 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
     """What the trainer notes beside the tensors: steps, and the lines logged so far."""
     state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
     return state
+
+
+def seconds_of(checkpoint: Path) -> float:
+    """How long training up to a checkpoint took, 0 for one that does not say."""
+    place = checkpoint / SECONDS_FILE
+    return float(json.loads(place.read_text(encoding="utf-8"))["seconds"]) if place.is_file() else 0.0
 
 
 def is_final(checkpoint: Path, steps: int) -> bool:

@@ -228,9 +228,9 @@ def _training_clips(
     source: ClipSource = WindowClips(rows.train, extractor, crop_seed)
     if settings.cache == "waveforms":
         source = WaveformPool(source, bad, workers)
-    log_mels = LogMelPool.build(source, bad, workers) if settings.cache == "log_mels" else None
+    log_mels = LogMelPool.build(source, bad, extractor, workers) if settings.cache == "log_mels" else None
     if settings.measure_statistics:
-        extractor.mean, extractor.std = measure_statistics(source, bad, log_mels)
+        extractor.mean, extractor.std = measure_statistics(source, bad, extractor, log_mels)
         logger.info("front end: mean %.3f, deviation %.3f, measured", extractor.mean, extractor.std)
     if log_mels is None:
         return _Clips(rows.train, source, bad, None)

@@ -11,7 +11,7 @@ from almosaic.data.labelled import Targets
 from almosaic.data.mixup import centred, mix
 from almosaic.data.steps import beta_ten
 from almosaic.encoder import AudioMosaicConfig
-from almosaic.features import AudioMosaicFeatureExtractor, log_mel_fbank
+from almosaic.features import AudioMosaicFeatureExtractor
 from almosaic.masking import PatchGrid, draw_mask, score_count
 from almosaic.training.log_mel_pool import LogMelPool
 from almosaic.training.views import path_noise
@@ -61,9 +61,7 @@ class LabelledBatches:
             log_mel, frames = (part.to(clips.device) for part in self.pool.take(clips.tolist()))
         else:
             waveforms, hot = self._mixed(batch, hot, drawn, epoch)
-            log_mel, frames = log_mel_fbank(
-                waveforms, batch["lengths"], num_mel_bins=self.extractor.num_mel_bins
-            )
+            log_mel, frames = self.extractor.log_mel(waveforms, batch["lengths"])
         log_mel, frames = first_window(
             augment_log_mel(log_mel, frames, chosen.augment, drawn), frames, self.extractor.window_frames
         )

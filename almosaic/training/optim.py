@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -95,10 +95,13 @@ class OptimSettings(Settings):
     tensorboard: bool = False
     trainer: dict[str, Any] = Field(default_factory=dict)
 
+    needs_length: ClassVar[bool] = True
+
     @model_validator(mode="after")
     def _check(self) -> "OptimSettings":
-        if (self.steps is None) == (self.epochs is None):
-            found = "neither" if self.steps is None else "both"
+        both, neither = None not in (self.steps, self.epochs), self.steps is None and self.epochs is None
+        if both or (neither and self.needs_length):
+            found = "both" if both else "neither"
             raise ValueError(f"give `steps` or `epochs`, found {found}")
         if self.batch_size % self.accumulation:
             raise ValueError(

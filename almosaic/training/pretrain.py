@@ -6,38 +6,35 @@ from functools import partial
 from pathlib import Path
 
 from pydantic import Field, model_validator
+from torch import Tensor
 from transformers import set_seed
 
 from almosaic.data import draws
-from almosaic.data.augment import AugmentStep, WaveformStep
+from almosaic.data.augment import AugmentStep
 from almosaic.data.clips import BadClips, ClipSource
 from almosaic.data.collate import WaveformCollator
 from almosaic.data.datasets import PretrainDataset
 from almosaic.data.short_clips import JoinedShortClips
+from almosaic.data.texts import ClipTexts, TextKind
 from almosaic.encoder import EncoderSettings
 from almosaic.errors import AlmosaicError
 from almosaic.features import AudioMosaicFeatureExtractor, FrontEndSettings
-from almosaic.masking import FrequencyMask, MaskSettings, TimeMask
-from almosaic.objectives import ObjectiveSettings
+from almosaic.masking import FrequencyMask, TimeMask
+from almosaic.objectives import OBJECTIVES, ObjectiveSettings
 from almosaic.objectives.contrastive import ContrastiveSettings
 from almosaic.objectives.pretraining import AudioMosaicForPreTraining
 from almosaic.settings import Settings
+from almosaic.training.budget import Budget, PretrainOptimSettings, default_optim
 from almosaic.training.callbacks import MeasureCallback, quiet_library
-from almosaic.training.checkpoints import write_model
+from almosaic.training.checkpoints import whole_tensors, write_model
 from almosaic.training.log_mel_pool import LogMelPool, PoolDataset, collate_pool, measure_statistics
 from almosaic.training.monitor import Judge, MonitorCallback, MonitorSettings, Scores
-from almosaic.training.optim import OptimSettings
-from almosaic.training.trainer import AlmosaicTrainer
-from almosaic.training.views import ViewMaker
+from almosaic.training.pretrain_checks import check, window_grid
+from almosaic.training.trainer import AlmosaicTrainer, Spent
+from almosaic.training.views import ViewMaker, ViewSettings
 
 logger = logging.getLogger(__name__)
 PARTS = {"encoder": "encoder", "objective": "objective"}
-
-
-class ViewSettings(Settings):
-    """One view of a clip."""
-
-    mask: MaskSettings
 
 
 class PretrainSettings(Settings):
@@ -49,7 +46,8 @@ class PretrainSettings(Settings):
         measure_statistics: normalise by the mean and deviation of up to 500 of the clips instead of a
             preset's.
         objective: what is optimised.
-        views: one mask per view that the objective needs.
+        views: one mask, or several, per view that the objective needs.
+        texts: what an objective that needs texts reads about a clip.
         augment: steps applied to every view in this order, those on waveforms before those on log-mels.
         crop_seconds: longest stretch of a clip that is used at a time.
         min_seconds: shorter clips are joined with others up to this length, see `JoinedShortClips`.
@@ -57,6 +55,8 @@ class PretrainSettings(Settings):
             is then limited to log-mel steps, and a long clip keeps the crop of its first epoch.
         bad_clip_share: the run stops when more than this share of the clips cannot be used.
         monitor: labelled clips on which the encoder is judged while it trains, None = none.
+        encoder_tokens: train until encoder and teacher have read that many, in place of `optim.steps` or
+            `optim.epochs`: the length by which objectives are compared.
         optim: length, batch, learning rate.
     """
 
@@ -68,31 +68,19 @@ class PretrainSettings(Settings):
         ViewSettings(mask=TimeMask(ratio=0.6)),
         ViewSettings(mask=FrequencyMask(ratio=0.4)),
     )
+    texts: TextKind = "captions"
     augment: tuple[AugmentStep, ...] = ()
     crop_seconds: float = Field(default=10.0, gt=0)
     min_seconds: float = Field(default=0.0, ge=0)
     cache: bool = False
     bad_clip_share: float = Field(default=0.01, ge=0, lt=1)
     monitor: MonitorSettings | None = None
-    optim: OptimSettings = OptimSettings(steps=10_000)
+    encoder_tokens: int | None = Field(default=None, ge=1)
+    optim: PretrainOptimSettings = Field(default_factory=default_optim)
 
     @model_validator(mode="after")
     def _check(self) -> "PretrainSettings":
-        if self.min_seconds > self.crop_seconds:
-            raise AlmosaicError(
-                f"min_seconds {self.min_seconds:g} is above crop_seconds {self.crop_seconds:g}, the longest "
-                "that a clip may be; lower it"
-            )
-        if self.cache and (steps := [step.name for step in self.augment if isinstance(step, WaveformStep)]):
-            raise AlmosaicError(
-                f"cache: true keeps log-mels, but the augment step {steps[0]} works on waveforms; "
-                "use log-mel steps or set cache: false"
-            )
-        if self.optim.accumulation > 1:
-            raise AlmosaicError(
-                f"accumulation {self.optim.accumulation} would compare a clip with part of the batch only "
-                "(contrastive accumulation is not batch size); set accumulation: 1 and lower batch_size"
-            )
+        check(self)
         return self
 
 
@@ -109,18 +97,20 @@ def pretrain(
 ) -> Path:
     """Train an encoder on the clips of `source`, or with `steps: 0` write an untrained one.
 
-    Writes `folder/model` (encoder and front end) and `folder/pretraining` (the same encoder with the
-    objective's heads, from which its loss and z can be computed again). `judge` gives the scores that
-    `settings.monitor` asks for.
+    Writes `folder/model` (encoder and front end), `folder/pretraining` (the same encoder with the objective's
+    heads, from which its loss and z can be computed again) and `folder/budget.json` (what was read, and how
+    long it took). `judge` gives the scores that `settings.monitor` asks for.
 
     Returns:
         `folder/model`, which `AudioMosaicModel.from_pretrained` loads.
 
     Raises:
-        AlmosaicError: windows too short for the clips, too many bad clips, non-finite training, a full disk.
+        AlmosaicError: windows too short for the clips, too many bad clips, clips without the texts that the
+            objective needs, non-finite training, a full disk.
     """
     folder, clips, batch = Path(folder), len(source), settings.optim.batch_size
-    if clips < batch and settings.optim.steps != 0:
+    trains, budget = settings.optim.steps != 0, Budget.of(settings, window_grid(settings))
+    if clips < batch and trains:
         raise AlmosaicError(
             f"stage {stage}: batch_size {batch} is larger than the {clips} clips; set it to {clips} or less"
         )
@@ -128,35 +118,52 @@ def pretrain(
     if settings.min_seconds > 0:
         lengths = (settings.min_seconds, settings.crop_seconds)
         source = JoinedShortClips(source, *lengths, draws.key(seed, stage, "join"))
+    texts = _texts(settings, source, draws.key(seed, stage)) if trains else None
     extractor = AudioMosaicFeatureExtractor.from_settings(settings.front_end)
-    trains = settings.optim.steps != 0
-    pool = LogMelPool.build(source, bad, settings.optim.workers) if settings.cache and trains else None
+    workers, pool = settings.optim.workers, None
+    if settings.cache and trains:
+        pool = LogMelPool.build(source, bad, extractor, workers)
     if settings.measure_statistics:
-        extractor.mean, extractor.std = measure_statistics(source, bad, pool)
+        extractor.mean, extractor.std = measure_statistics(source, bad, extractor, pool)
         logger.info("front end: mean %.3f, deviation %.3f, measured", extractor.mean, extractor.std)
     set_seed(draws.key(seed, stage, "weights") % 2**31)
     config = settings.encoder.build(extractor.window_frames, extractor.num_mel_bins)
     config.objective = settings.objective.model_dump()
     model = AudioMosaicForPreTraining(config)
     if not trains:
+        budget.write(folder, Spent(0, 0.0))
         return _write(folder, model, extractor)
+    logger.info("%s", budget)
     trainer = AlmosaicTrainer(
         model,
-        settings.optim,
+        budget.optim,
         PretrainDataset(source, bad.attempts) if pool is None else PoolDataset(pool),
         WaveformCollator() if pool is None else collate_pool,
         folder=folder,
         seed=seed,
         stage=stage,
         parts=PARTS,
-        prepare=ViewMaker(settings, extractor, pool, bad, config=config, seed=seed, stage=stage),
+        prepare=ViewMaker(settings, extractor, pool, bad, config=config, seed=seed, stage=stage, texts=texts),
         after_step=model.after_step,
         drop_last=True,
         blocks=None if pool is not None else blocks,
     )
     _watch(trainer, settings, None if judge is None else partial(judge, model.encoder, extractor))
-    trainer.run(resume)
-    return trainer.on_main(lambda: _write(folder, model, extractor))
+    spent = trainer.run(resume)
+    tensors = whole_tensors(model) if trainer.is_fsdp_enabled else None
+
+    def write() -> Path:
+        budget.write(folder, spent)
+        return _write(folder, model, extractor, tensors)
+
+    return trainer.on_main(write)
+
+
+def _texts(settings: PretrainSettings, source: ClipSource, key: int) -> ClipTexts | None:
+    """The texts of the clips, joined as of the epoch of their audio, where the objective needs them."""
+    if not OBJECTIVES[type(settings.objective)].needs_texts:
+        return None
+    return ClipTexts(source, settings.texts, key, joined_epoch=0 if settings.cache else None)
 
 
 def _watch(trainer: AlmosaicTrainer, settings: PretrainSettings, look: Callable[[], Scores] | None) -> None:
@@ -173,6 +180,21 @@ def _watch(trainer: AlmosaicTrainer, settings: PretrainSettings, look: Callable[
     trainer.add_callback(MeasureCallback(trainer.model.objective, lines))
 
 
-def _write(folder: Path, model: AudioMosaicForPreTraining, extractor: AudioMosaicFeatureExtractor) -> Path:
-    write_model(folder, model, extractor, name="pretraining")
-    return write_model(folder, model.encoder, extractor)
+def _write(
+    folder: Path,
+    model: AudioMosaicForPreTraining,
+    extractor: AudioMosaicFeatureExtractor,
+    tensors: dict[str, Tensor] | None = None,
+) -> Path:
+    """Both models; `tensors` are those of a sharded one."""
+    write_model(folder, model, extractor, name="pretraining", tensors=tensors)
+    own = (
+        None
+        if tensors is None
+        else {
+            key.removeprefix("encoder."): value
+            for key, value in tensors.items()
+            if key.startswith("encoder.")
+        }
+    )
+    return write_model(folder, model.encoder, extractor, tensors=own)

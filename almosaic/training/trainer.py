@@ -1,9 +1,10 @@
 """The one trainer: transformers' `Trainer` with work on the device, finite checks and whole checkpoints."""
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.data_loader import prepare_data_loader
@@ -31,6 +32,13 @@ from almosaic.training.optim import (
 from almosaic.training.order import EpochOrder, StepShares
 
 Batch = dict[str, Any]
+
+
+class Spent(NamedTuple):
+    """Optimizer steps of a stage, and the seconds they took, all parts of an interrupted one together."""
+
+    steps: int
+    seconds: float
 
 
 class AlmosaicTrainer(Trainer):  # type: ignore[misc]
@@ -75,13 +83,17 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
         self.metric_sums: dict[str, tuple[torch.Tensor, int]] = {}
         self.scores: dict[str, float] = {}
         self.saving_to: Path | None = None
+        self.seconds, self.begun = 0.0, time.perf_counter()
         callbacks = [self.epochs, self.finite, self.progress, self.stop]
         callbacks += [] if after_step is None else [StepCallback(after_step)]
         super().__init__(model, arguments, data_collator=collator, train_dataset=dataset, callbacks=callbacks)
         self.remove_callback(PrinterCallback)
 
-    def run(self, resume: bool) -> None:
+    def run(self, resume: bool) -> Spent:
         """Train to the end, from the last whole checkpoint if `resume`.
+
+        Returns:
+            What all of the stage took; steps after the last checkpoint that a kill undid do not count.
 
         Raises:
             Interrupted: stopped by the user, with a checkpoint saved.
@@ -93,11 +105,13 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
             checkpoints.remove_temporary(self.folder)
         rows = len(self.train_dataset)
         checkpoints.keep_count(self.folder, rows, resumes=found is not None, write=self.args.should_save)
+        self.seconds, self.begun = checkpoints.seconds_of(found) if found else 0.0, time.perf_counter()
         try:
             if found and checkpoints.is_final(found, self.args.max_steps):
                 self._load_from_checkpoint(str(found))
-                self._write_log(checkpoints.state_of(found)["log_history"])
-                return
+                state = checkpoints.state_of(found)
+                self._write_log(state["log_history"])
+                return Spent(state["global_step"], self.seconds)
             with self.stop, worker_errors_in_one_line():
                 self.train(resume_from_checkpoint=str(found) if found else None)
         finally:
@@ -109,6 +123,11 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
                 f"checkpoint saved in {self.folder}; run the same command with --resume to go on"
             )
         self._write_log(self.state.log_history)
+        return Spent(self.state.global_step, self._spent())
+
+    def _spent(self) -> float:
+        """Seconds of training so far, earlier parts included."""
+        return self.seconds + time.perf_counter() - self.begun
 
     def _write_log(self, history: list[dict[str, float]]) -> None:
         if self.args.should_save:
@@ -213,6 +232,9 @@ class AlmosaicTrainer(Trainer):  # type: ignore[misc]
             super()._save_checkpoint(model, trial)
             # A pickle that nothing reads.
             (self.saving_to / path.name / "training_args.bin").unlink(missing_ok=True)
+            if main:
+                seconds = {"seconds": self._spent()}
+                checkpoints.write_json(self.saving_to / path.name / checkpoints.SECONDS_FILE, seconds)
             self.accelerator.wait_for_everyone()
         self.saving_to = None
         if main:

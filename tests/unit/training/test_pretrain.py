@@ -129,15 +129,16 @@ def test_bad_clips_are_skipped_and_named_or_stop_the_run(tmp_path, caplog):
 
 
 def test_statistics_are_those_of_the_real_frames():
-    source = Tones(6)
+    source, extractor = Tones(6), AudioMosaicFeatureExtractor()
     values = []
     for index in range(6):
         log_mel, frames = log_mel_fbank(torch.from_numpy(source.waveform(index, 0))[None])
         values.append(log_mel[0, : frames[0]].flatten())
     expected = torch.cat(values).double()
-    mean, std = measure_statistics(source, BadClips(6))
+    mean, std = measure_statistics(source, BadClips(6), extractor)
     assert (mean, std) == pytest.approx((expected.mean().item(), expected.std().item()), abs=1e-3)
-    pooled = measure_statistics(source, BadClips(6), LogMelPool.build(source, BadClips(6)))
+    pool = LogMelPool.build(source, BadClips(6), extractor)
+    pooled = measure_statistics(source, BadClips(6), extractor, pool)
     assert pooled == pytest.approx((mean, std), abs=1e-2)
 
 
