@@ -35,6 +35,27 @@ class PatchGrid:
             )
         return cls(frames // patch_size, bins // patch_size)
 
+    def patches_of(self, spectrogram: Tensor) -> Tensor:
+        """Pixels of every patch, time before frequency: spectrogram [B, T, F] -> [B, N, pixels].
+
+        Raises:
+            AlmosaicError: the spectrogram does not divide into square patches of this grid.
+        """
+        side = self.patch_side(spectrogram)
+        cells = spectrogram.reshape(-1, self.time, side, self.freq, side).transpose(2, 3)
+        return cells.reshape(-1, self.patches, side * side)
+
+    def patch_side(self, spectrogram: Tensor) -> int:
+        """Frames (and mel bins) of a patch of spectrogram [B, T, F]; AlmosaicError if it does not divide."""
+        frames, bins = spectrogram.shape[1:] if spectrogram.ndim == 3 else (0, 0)
+        side = frames // self.time
+        if side < 1 or (frames, bins) != (self.time * side, self.freq * side):
+            raise AlmosaicError(
+                f"expected a spectrogram [B, T, F] of {self.time} x {self.freq} square patches, found "
+                f"{list(spectrogram.shape)}: take PatchGrid.of its frames and mel bins"
+            )
+        return side
+
     def valid_patches(self, frame_mask: Tensor) -> Tensor:
         """Patches that hold at least one real frame: frame_mask [B, T] bool -> [B, N] bool."""
         if frame_mask.shape[-1] % self.time:
@@ -94,6 +115,25 @@ def kept_count(n: int, ratio: float) -> int:
 
 def mask_from_kept(kept: Tensor, count: int, valid: Tensor | None) -> PatchMask:
     """Indices from kept [B, N] bool, which is True `count` times in every row; valid [B, N] where known."""
-    order = (~kept).to(torch.uint8).argsort(dim=1, stable=True)
-    everywhere = torch.ones_like(kept) if valid is None else valid.to(kept.device)
-    return PatchMask(order[:, :count], order[:, count:], order.argsort(dim=1), everywhere)
+    before = kept.cumsum(dim=1)
+    token = torch.arange(kept.shape[1], device=kept.device)
+    restore = torch.where(kept, before - 1, count + token - before)
+    order = torch.empty_like(restore).scatter_(1, restore, token.expand_as(restore))
+    everywhere = torch.ones_like(kept) if valid is None else rows_of(valid.to(kept.device), len(kept))
+    return PatchMask(order[:, :count], order[:, count:], restore, everywhere)
+
+
+def rows_of(clips: Tensor, rows: int) -> Tensor:
+    """[B, ...] of B clips repeated to [R, ...], the masks of a clip side by side.
+
+    Raises:
+        AlmosaicError: R is no multiple of B.
+    """
+    if rows == len(clips):
+        return clips
+    if len(clips) == 0 or rows % len(clips):
+        raise AlmosaicError(
+            f"expected as many rows of uniform numbers for every clip, found {rows} for {len(clips)} clips: "
+            "draw one row per mask of a clip"
+        )
+    return clips.repeat_interleave(rows // len(clips), dim=0)

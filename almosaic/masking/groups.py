@@ -1,17 +1,17 @@
 """Masks that keep or remove whole groups of patches: single ones, columns, bands, or the published code's."""
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from almosaic.errors import AlmosaicError
-from almosaic.masking.grid import PatchGrid, PatchMask, kept_count, mask_from_kept
+from almosaic.masking.grid import PatchGrid, PatchMask, kept_count, mask_from_kept, rows_of
 
 Layout = Literal["random", "time", "frequency", "released_time", "released_frequency"]
 Generator = torch.Generator | None
 Device = torch.device | str | None
+PADDING = 1e6  # a score above all drawn ones
 
 
 def group_count(grid: PatchGrid, layout: Layout) -> int:
@@ -40,6 +40,14 @@ def group_of_patch(grid: PatchGrid, layout: Layout, device: Device = None) -> Te
     if layout == "frequency":
         return tokens % grid.freq
     return tokens // grid.time if layout == "released_time" else tokens % grid.time
+
+
+def real_groups(grid: PatchGrid, layout: Layout, valid: Tensor) -> Tensor:
+    """Groups that hold at least one real patch: valid [B, N] bool -> [B, G] bool."""
+    if layout == "random":
+        return valid
+    shape = (grid.freq, grid.time) if layout.startswith("released") else (grid.time, grid.freq)
+    return valid.view(-1, *shape).any(dim=2 if layout.endswith("time") else 1)
 
 
 def mask_from_scores(
@@ -87,20 +95,20 @@ def _kept_patches(
         )
     member = group_of_patch(grid, layout, scores.device)
     if valid is not None:
-        real = torch.zeros_like(scores, dtype=torch.int64).index_add_(1, member, valid.to(torch.int64)) > 0
-        scores = scores.masked_fill(~real, math.inf)
-    lowest = scores.argsort(dim=1, stable=True)[:, : kept_count(groups, ratio)]
+        real = rows_of(real_groups(grid, layout, valid.to(scores.device)), len(scores))
+        scores = torch.where(real, scores, PADDING + torch.arange(groups, device=scores.device))
+    lowest = scores.topk(kept_count(groups, ratio), dim=1, largest=False, sorted=False).indices
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, lowest, True)[:, member]
 
 
 def _draw(
     grid: PatchGrid, batch_size: int, ratio: float, layout: Layout, generator: Generator, device: Device
 ) -> PatchMask:
-    scores = _uniforms(batch_size, group_count(grid, layout), generator, device)
+    scores = uniform_numbers(batch_size, group_count(grid, layout), generator, device)
     return mask_from_scores(grid, scores, ratio, layout=layout)
 
 
-def _uniforms(rows: int, columns: int, generator: Generator, device: Device) -> Tensor:
+def uniform_numbers(rows: int, columns: int, generator: Generator, device: Device) -> Tensor:
     """[rows, columns] in [0, 1), on the generator's device unless another is named."""
     if device is None and generator is not None:
         device = generator.device
@@ -152,6 +160,6 @@ def time_frequency_mask(
     device: Device = None,
 ) -> PatchMask:
     """Remove patch columns and bands from the same view."""
-    scores = _uniforms(batch_size, grid.time + grid.freq, generator, device)
+    scores = uniform_numbers(batch_size, grid.time + grid.freq, generator, device)
     time_scores, frequency_scores = scores[:, : grid.time], scores[:, grid.time :]
     return time_frequency_mask_from_scores(grid, time_scores, frequency_scores, time_ratio, frequency_ratio)
