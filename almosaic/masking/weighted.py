@@ -1,10 +1,10 @@
 """Draw masks by weight, hide more of what weighs more, and mix in uniform hints."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 from torch import Tensor
 
 from almosaic.errors import AlmosaicError
@@ -49,7 +49,16 @@ class ConstantHint(Settings):
         return self.constant
 
 
-HintSettings = HintSchedule | ConstantHint
+def _hint_kind(value: Any) -> str:
+    """Which of the two is meant: a mistake in one is then not reported as a key that the other lacks."""
+    constant = isinstance(value, ConstantHint) or (isinstance(value, dict) and "constant" in value)
+    return "constant" if constant else "schedule"
+
+
+HintSettings = Annotated[
+    Annotated[HintSchedule, Tag("schedule")] | Annotated[ConstantHint, Tag("constant")],
+    Discriminator(_hint_kind),
+]
 
 
 def weighted_score_count(grid: PatchGrid, layout: Layout, *, swap: bool) -> int:
