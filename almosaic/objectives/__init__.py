@@ -1,18 +1,24 @@
 """Pretraining objectives: views and masks in, loss and metrics out."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from almosaic.encoder.configuration import AudioMosaicConfig
 from almosaic.errors import AlmosaicError
 from almosaic.objectives.base import Objective, ObjectiveOutput
+from almosaic.objectives.clap import ClapObjective, ClapSettings
 from almosaic.objectives.contrastive import ContrastiveObjective, ContrastiveSettings
 from almosaic.settings import Settings
 
-# A union discriminated by `name` from the second objective on.
-ObjectiveSettings = ContrastiveSettings
-OBJECTIVES: dict[type[Settings], type[Objective]] = {ContrastiveSettings: ContrastiveObjective}
+ObjectiveSettings = Annotated[
+    ContrastiveSettings | ClapSettings,
+    Field(discriminator="name"),
+]
+OBJECTIVES: dict[type[Settings], type[Objective]] = {
+    ContrastiveSettings: ContrastiveObjective,
+    ClapSettings: ClapObjective,
+}
 
 
 def objective_settings(stored: dict[str, Any] | None) -> ObjectiveSettings:

@@ -68,13 +68,10 @@ def test_lists_replace(base: Path) -> None:
 def test_an_empty_mapping_empties(base: Path) -> None:
     path = child(base, "stages: {encoder: {objective: {}}}\n")
     assert read_layers(path)[1].tree["stages"]["encoder"]["objective"] == {}
-    assert load_recipe(path, ["stages.encoder.optim={steps: 1}"]).stages[0].optim.batch_size == 4
-    assert (
-        load_recipe(path, ["stages.encoder.optim={}", "stages.encoder.optim.steps=1"])
-        .stages[0]
-        .optim.batch_size
-        == 64
-    )
+    named = "stages.encoder.objective.name=contrastive"
+    assert load_recipe(path, [named, "stages.encoder.optim={steps: 1}"]).stages[0].optim.batch_size == 4
+    emptied = load_recipe(path, [named, "stages.encoder.optim={}", "stages.encoder.optim.steps=1"])
+    assert emptied.stages[0].optim.batch_size == 64
 
 
 def test_another_name_replaces_the_whole_choice(base: Path) -> None:
