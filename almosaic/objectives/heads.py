@@ -1,8 +1,11 @@
-"""Heads that map pooled encoder vectors to the space of a loss."""
+"""Heads that map vectors of the encoder to the space of a loss."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import initialization as init
 
+from almosaic.objectives.base import SelfInitialised
 from almosaic.objectives.ranks import sum_ranks, world_size
 
 
@@ -49,3 +52,54 @@ class ProjectionHead(nn.Sequential):
         # A buffer, not a frozen parameter: loading a checkpoint would make a parameter trainable again.
         del self[4].bias
         self[4].register_buffer("bias", torch.zeros(size))
+
+
+class NormedLinear(SelfInitialised):
+    """Linear map by unit vectors, each with a trained gain: [..., D] -> [..., C], without a bias."""
+
+    def __init__(self, width: int, size: int):
+        super().__init__()
+        self.direction = nn.Parameter(torch.empty(size, width))
+        self.gain = nn.Parameter(torch.empty(size, 1))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Random directions, gain 1."""
+        init.normal_(self.direction)
+        init.ones_(self.gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The cosines of x with every direction, times length of x and gain."""
+        return F.linear(x, self.gain * F.normalize(self.direction, dim=1))
+
+
+class XavierLinear(nn.Linear, SelfInitialised):
+    """A linear layer that starts as Xavier uniform, whatever the model's rule for layers is."""
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Uniform within sqrt(6 / (inputs + outputs)); the bias is 0."""
+        init.xavier_uniform_(self.weight)
+        init.zeros_(self.bias)
+
+
+class ClassHead(nn.Module):
+    """Tokens to soft classes: an MLP with GELU, length 1, then a normed linear map: [..., D] -> [..., C].
+
+    The classes are learned, nobody names them (DINO's head; MATPAC).
+    """
+
+    def __init__(self, width: int, hidden: int, bottleneck: int, classes: int, linear: type[nn.Linear]):
+        super().__init__()
+        self.mlp = nn.Sequential(
+            linear(width, hidden), nn.GELU(), linear(hidden, hidden), nn.GELU(), linear(hidden, bottleneck)
+        )
+        self.classes = NormedLinear(bottleneck, classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits, in float32 from the last layer on: temperatures divide them by as little as 0.04."""
+        x = self.mlp(tokens)
+        with torch.autocast(x.device.type, enabled=False):
+            logits: Tensor = self.classes(F.normalize(x.float(), dim=-1))
+        return logits
