@@ -12,13 +12,14 @@ def representation_metrics(features: Tensor, neighbours: int | None) -> dict[str
 
     Args:
         features: [n, D] pooled vectors of this process, as many on each.
-        neighbours: for `intrinsic_dimensions`, at most all but two rows; None leaves these out.
+        neighbours: for `intrinsic_dimensions`, at most all but two rows; None leaves these out, and so do
+            fewer than four rows, which have no two neighbours each.
     """
     with torch.autocast(features.device.type, enabled=False):
         features = features.detach().float()
         everyone = gather_ranks(features).flatten(0, 1)
         metrics = {"effective_rank": effective_rank(everyone).float()}
-        if neighbours is not None:
+        if neighbours is not None and len(everyone) > 3:
             local = intrinsic_dimensions(features, everyone, min(neighbours, len(everyone) - 2))
             dimensions = gather_ranks(local).flatten()
             metrics |= {"lid_mean": dimensions.mean(), "lid_var": dimensions.var()}

@@ -90,3 +90,10 @@ def test_a_feature_that_is_not_finite_gives_no_number_and_no_crash():
         points = features(16, 6)
         points[3, 2] = bad
         assert representation_metrics(points, 5)["effective_rank"].isnan()
+
+
+@pytest.mark.parametrize("rows, measured", [(3, set()), (4, {"lid_mean", "lid_var"})])
+def test_very_few_rows_have_no_dimension(rows, measured):
+    metrics = representation_metrics(features(rows, 6), 32)
+    assert set(metrics) == {"effective_rank"} | measured
+    assert all(value.isfinite() for value in metrics.values())
