@@ -9,15 +9,17 @@ from almosaic.errors import AlmosaicError
 from almosaic.objectives.base import Objective, ObjectiveOutput
 from almosaic.objectives.clap import ClapObjective, ClapSettings
 from almosaic.objectives.contrastive import ContrastiveObjective, ContrastiveSettings
+from almosaic.objectives.matpac import MatpacObjective, MatpacSettings
 from almosaic.settings import Settings
 
 ObjectiveSettings = Annotated[
-    ContrastiveSettings | ClapSettings,
+    ContrastiveSettings | ClapSettings | MatpacSettings,
     Field(discriminator="name"),
 ]
 OBJECTIVES: dict[type[Settings], type[Objective]] = {
     ContrastiveSettings: ContrastiveObjective,
     ClapSettings: ClapObjective,
+    MatpacSettings: MatpacObjective,
 }
 
 
