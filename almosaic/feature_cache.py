@@ -103,7 +103,7 @@ def cache_key(
 ) -> str:
     """sha256 of everything that the cached numbers depend on."""
     extractor = feature_extractor
-    front_end = (
+    front_end: tuple[Any, ...] = (
         extractor.num_mel_bins,
         extractor.window_frames,
         extractor.mean,
@@ -113,6 +113,8 @@ def cache_key(
         extractor.min_samples,
         extractor.max_samples,
     )
+    if (others := (extractor.front_end, extractor.zeros_in)) != ("kaldi", "log_mel"):
+        front_end += others  # only then: caches of before there was a choice stay valid
     digest = hashlib.sha256(f"{FORMAT} {layer} {count} {front_end} {source.fingerprint()}".encode())
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -1,8 +1,6 @@
-"""From waveforms to normalised log-mel windows: Kaldi-compatible, batched, on any device."""
+"""From waveforms to normalised log-mel windows, batched, on any device: front ends of published models."""
 
-import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -15,25 +13,35 @@ from transformers import BatchFeature, SequenceFeatureExtractor
 
 from almosaic.audio import load_named
 from almosaic.errors import AlmosaicError, AudioError
+from almosaic.log_mel import (
+    FRAME_SAMPLES,
+    HOP_SAMPLES,
+    NUM_MEL_BINS,
+    SAMPLING_RATE,
+    FrontEnd,
+    frames_of,
+    log_mel_fbank,
+)
 from almosaic.settings import Settings
 
-SAMPLING_RATE = 16_000
-FRAME_SAMPLES = 400
-HOP_SAMPLES = 160
-NUM_MEL_BINS = 128
-_FFT_SAMPLES = 512
-_PREEMPHASIS = 0.97
-_LOW_HZ, _HIGH_HZ = 20.0, 8000.0
-_POWER_FLOOR = torch.finfo(torch.float32).eps
-LOG_FLOOR = math.log(_POWER_FLOOR)
-# A CPU is three times faster when a chunk fits its cache; elsewhere the chunk only bounds memory.
-_CPU_CHUNK_SAMPLES = 200_000
-_DEVICE_CHUNK_SAMPLES = 20_000_000
+__all__ = [
+    "FRAME_SAMPLES",
+    "FRONT_END_PRESETS",
+    "HOP_SAMPLES",
+    "SAMPLING_RATE",
+    "AudioMosaicFeatureExtractor",
+    "FrontEndPreset",
+    "FrontEndSettings",
+    "frames_of",
+    "log_mel_fbank",
+]
+
 LongClips = Literal["windows", "first", "centre"]
+Padding = Literal["log_mel", "normalised"]
 
 
 class FrontEndPreset(NamedTuple):
-    """Window length in frames and log-mel statistics of one corpus, as AudioMosaic was trained on it."""
+    """Windows and log-mel statistics of one corpus, as a published model was trained on it."""
 
     window_frames: int
     mean: float
@@ -41,16 +49,23 @@ class FrontEndPreset(NamedTuple):
     std_factor: float = 2.0
     min_samples: int = 0
     max_samples: int | None = None
+    front_end: FrontEnd = "kaldi"
+    num_mel_bins: int = NUM_MEL_BINS
+    zeros_in: Padding = "log_mel"
 
 
 # `ltu`: the encoder inside the audio-language model was fed with other statistics and without factor 2.
 # `envsdd`: training cut clips to 64,600 samples (4 s), the published evaluation did not: `max_samples: null`.
+# `matpac`: another model family (Quelennec et al. 2025), with a filter bank and a padding of its own.
 FRONT_END_PRESETS = {
     "audioset": FrontEndPreset(1024, -4.2677393, 4.5689974),
     "esc50": FrontEndPreset(512, -6.6268077, 5.358466),
     "speech_commands": FrontEndPreset(128, -6.845978, 5.5654526),
     "envsdd": FrontEndPreset(1024, -4.2677393, 4.5689974, max_samples=64_600),
     "ltu": FrontEndPreset(1024, -5.081, 4.4849, std_factor=1.0, min_samples=16_000),
+    "matpac": FrontEndPreset(
+        608, -7.056, 4.193, std_factor=1.0, front_end="slaney", num_mel_bins=80, zeros_in="normalised"
+    ),
 }
 
 
@@ -62,11 +77,15 @@ class FrontEndSettings(Settings):
 
     Clips of any length: `long_clips` says what becomes of a clip that is longer than a window, `windows` (all
     of it, window by window), `first` (the first window, as the released code) or `centre` (the middle one).
-    A clip shorter than a window is padded at its end with zeros in the log-mel domain. Before that,
-    `min_samples` pads short waveforms with zeros and `max_samples` cuts long ones, both at 16 kHz.
+    A clip shorter than a window is padded at its end, with zeros in the log-mel domain (`zeros_in: log_mel`)
+    or after normalisation (`normalised`). Before that, `min_samples` pads short waveforms with zeros and
+    `max_samples` cuts long ones, both at 16 kHz.
     """
 
-    preset: Literal["audioset", "esc50", "speech_commands", "envsdd", "ltu"] = "audioset"
+    preset: Literal["audioset", "esc50", "speech_commands", "envsdd", "ltu", "matpac"] = "audioset"
+    front_end: FrontEnd | None = None
+    num_mel_bins: int | None = Field(default=None, gt=0)
+    zeros_in: Padding | None = None
     window_frames: int | None = Field(default=None, gt=0)
     mean: float | None = None
     std: float | None = Field(default=None, gt=0)
@@ -76,115 +95,12 @@ class FrontEndSettings(Settings):
     max_samples: int | None = Field(default=None, ge=FRAME_SAMPLES)
 
 
-def frames_of(samples: int) -> int:
-    """Return how many 25 ms frames, one every 10 ms, fit into `samples` at 16 kHz (0 below 400 samples)."""
-    return max(0, 1 + (samples - FRAME_SAMPLES) // HOP_SAMPLES)
-
-
-def log_mel_fbank(
-    waveforms: Tensor, lengths: Tensor | Sequence[int] | None = None, *, num_mel_bins: int = NUM_MEL_BINS
-) -> tuple[Tensor, Tensor]:
-    """Return the un-normalised log-mel [B, T', F], float32, of 16 kHz waveforms [B, S], and the frames [B].
-
-    Kaldi's filter bank without dither and energy, after the clip's own mean is taken out: the same numbers
-    whatever the padding and the company in the batch. Frames beyond a clip's own are 0.0. Computed in float32
-    even under autocast.
-
-    Raises:
-        AudioError: a clip is shorter than one frame (400 samples).
-        AlmosaicError: `waveforms` is not [B, S], or `lengths` does not fit it.
-    """
-    if waveforms.ndim != 2:
-        raise AlmosaicError(f"expected waveforms of shape [B, S], found {list(waveforms.shape)}")
-    batch, samples = waveforms.shape
-    if lengths is None:
-        lengths = torch.full((batch,), samples)
-    lengths = torch.as_tensor(lengths, device=waveforms.device)
-    device = waveforms.device.type
-    _check_lengths(lengths, batch, samples)
-    rows = max(1, (_CPU_CHUNK_SAMPLES if device == "cpu" else _DEVICE_CHUNK_SAMPLES) // samples)
-    with torch.autocast(device, enabled=False):
-        chunks = [
-            _fbank_chunk(waveform.float(), length, num_mel_bins)
-            for waveform, length in zip(torch.split(waveforms, rows), torch.split(lengths, rows), strict=True)
-        ]
-        log_mel = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
-    return log_mel, _frames_of(lengths)
-
-
-def _check_lengths(lengths: Tensor, batch: int, samples: int) -> None:
-    if lengths.shape != (batch,) or lengths.is_floating_point():
-        raise AlmosaicError(
-            f"expected {batch} whole lengths, found {lengths.dtype} of shape {list(lengths.shape)}"
-        )
-    if batch == 0:
-        raise AlmosaicError("expected at least one waveform, found an empty batch")
-    shortest, longest = (int(bound) for bound in lengths.aminmax())
-    if shortest < FRAME_SAMPLES:
-        raise AudioError(
-            f"a clip of {shortest} samples is too short, one frame needs {FRAME_SAMPLES}; drop it"
-        )
-    if longest > samples:
-        raise AlmosaicError(f"a length of {longest} samples is beyond the {samples} samples of the batch")
-
-
-def _fbank_chunk(waveforms: Tensor, lengths: Tensor, num_mel_bins: int) -> Tensor:
-    """Compute log-mel [B, T', F] of a few rows."""
-    device = waveforms.device
-    own = torch.arange(waveforms.shape[1], device=device) < lengths[:, None]
-    waveforms = torch.where(own, waveforms, 0.0)
-    waveforms = waveforms - (waveforms.sum(1) / lengths)[:, None]
-    frames = waveforms.unfold(1, FRAME_SAMPLES, HOP_SAMPLES)
-    frames = frames - frames.mean(-1, keepdim=True)
-    previous = torch.cat([frames[..., :1], frames[..., :-1]], -1)
-    frames = (frames - _PREEMPHASIS * previous) * _window(device)
-    spectrum = torch.fft.rfft(frames, _FFT_SAMPLES)
-    power = spectrum.real.square() + spectrum.imag.square()
-    log_mel = (power @ _mel_bank(num_mel_bins, device)).clamp_min(_POWER_FLOOR).log()
-    own_frames = torch.arange(log_mel.shape[1], device=device) < _frames_of(lengths)[:, None]
-    return torch.where(own_frames[..., None], log_mel, 0.0)
-
-
-def _frames_of(lengths: Tensor) -> Tensor:
-    return 1 + (lengths - FRAME_SAMPLES).div(HOP_SAMPLES, rounding_mode="floor")
-
-
-@lru_cache(maxsize=8)
-def _window(device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.hann_window(FRAME_SAMPLES, periodic=False, dtype=torch.float64).float().to(device)
-
-
-@lru_cache(maxsize=8)
-def _mel_bank(num_mel_bins: int, device: torch.device) -> Tensor:
-    """Return triangles [FFT lines, F], linear in mel(f) = 1127 ln(1 + f / 700)."""
-    with torch.inference_mode(False):
-        lines = torch.arange(_FFT_SAMPLES // 2 + 1, dtype=torch.float64) * (SAMPLING_RATE / _FFT_SAMPLES)
-        low, high = (1127.0 * math.log1p(hertz / 700.0) for hertz in (_LOW_HZ, _HIGH_HZ))
-        corners = torch.linspace(low, high, num_mel_bins + 2, dtype=torch.float64)
-        left, centre, right = corners[:-2], corners[1:-1], corners[2:]
-        mel = (1127.0 * torch.log1p(lines / 700.0))[:, None]
-        rising, falling = (mel - left) / (centre - left), (right - mel) / (right - centre)
-        return torch.minimum(rising, falling).clamp_min(0.0).float().to(device)
-
-
-@lru_cache(maxsize=8)
-def white_noise_log_mel(num_mel_bins: int, device: torch.device) -> Tensor:
-    """Return the log of the mean mel power [F] that white noise of unit variance has in this front end."""
-    with torch.inference_mode(False):
-        angle = torch.arange(_FFT_SAMPLES // 2 + 1, device=device) * (2.0 * math.pi / _FFT_SAMPLES)
-        window = _window(device)
-        same, next_to = window.square().sum(), (window[1:] * window[:-1]).sum()
-        power = (1.0 + _PREEMPHASIS**2) * same - 2.0 * _PREEMPHASIS * next_to * angle.cos()
-        return (power @ _mel_bank(num_mel_bins, device)).clamp_min(_POWER_FLOOR).log()
-
-
 class AudioMosaicFeatureExtractor(SequenceFeatureExtractor):  # type: ignore[misc]
     """Cut log-mel spectrograms into windows of `window_frames` frames and normalise them.
 
     The log-mel is computed once per clip and cut every `window_frames` frames; only the last window of a
-    clip is padded, with 0.0 before normalisation, as AudioMosaic was trained. Nothing is thrown away unless
-    `long_clips` or `max_samples` ask for it; `FrontEndSettings` explains them.
+    clip is padded, with 0.0 before normalisation as AudioMosaic was trained, or after it. Nothing is thrown
+    away unless `long_clips` or `max_samples` ask for it; `FrontEndSettings` explains them.
     """
 
     model_input_names = ["input_features", "input_features_mask"]  # noqa: RUF012 (the library's own convention)
@@ -201,6 +117,8 @@ class AudioMosaicFeatureExtractor(SequenceFeatureExtractor):  # type: ignore[mis
         long_clips: LongClips = "windows",
         min_samples: int = 0,
         max_samples: int | None = None,
+        front_end: FrontEnd = "kaldi",
+        zeros_in: Padding = "log_mel",
         **kwargs: Any,
     ) -> None:
         kwargs = {"feature_size": num_mel_bins, "padding_value": 0.0} | kwargs  # a saved file brings its own
@@ -213,6 +131,8 @@ class AudioMosaicFeatureExtractor(SequenceFeatureExtractor):  # type: ignore[mis
         self.long_clips = long_clips
         self.min_samples = min_samples
         self.max_samples = max_samples
+        self.front_end = front_end
+        self.zeros_in = zeros_in
         self._check()
 
     def _check(self) -> None:
@@ -226,11 +146,13 @@ class AudioMosaicFeatureExtractor(SequenceFeatureExtractor):  # type: ignore[mis
                 "expected window_frames, std and std_factor above zero, "
                 f"found {self.window_frames}, {self.std} and {self.std_factor}"
             )
-        if self.long_clips not in get_args(LongClips):
-            raise AlmosaicError(
-                f"expected long_clips to be one of {', '.join(get_args(LongClips))}, "
-                f"found {self.long_clips!r}: correct the front end's config"
-            )
+        choices = {"long_clips": LongClips, "front_end": FrontEnd, "zeros_in": Padding}
+        for name, allowed in choices.items():
+            if (found := getattr(self, name)) not in get_args(allowed):
+                raise AlmosaicError(
+                    f"expected {name} to be one of {', '.join(get_args(allowed))}, "
+                    f"found {found!r}: correct the front end's config"
+                )
         most = self.max_samples
         if self.min_samples < 0 or (most is not None and most < max(FRAME_SAMPLES, self.min_samples)):
             raise AlmosaicError(
@@ -296,6 +218,8 @@ class AudioMosaicFeatureExtractor(SequenceFeatureExtractor):  # type: ignore[mis
         padded = functional.pad(log_mel, (0, 0, 0, most * self.window_frames - longest))
         padded = torch.where(real[..., None], padded, 0.0)
         normalised = (padded - self.mean) / (self.std * self.std_factor)
+        if self.zeros_in == "normalised":
+            normalised = torch.where(real[..., None], normalised, 0.0)
         audio_windows = frames.to(torch.int64).add(self.window_frames - 1) // self.window_frames
         used = torch.arange(most, device=log_mel.device) < audio_windows[:, None]
         features = normalised.view(batch, most, self.window_frames, bins)[used]
@@ -316,14 +240,14 @@ class AudioMosaicFeatureExtractor(SequenceFeatureExtractor):  # type: ignore[mis
     def log_mel(self, waveforms: Tensor, lengths: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return what `cut` takes, from waveforms [B, S] with `lengths` [B] samples, on their device."""
         waveforms, lengths = self._of_allowed_length(waveforms, lengths)
-        return log_mel_fbank(waveforms, lengths, num_mel_bins=self.num_mel_bins)
+        return log_mel_fbank(waveforms, lengths, num_mel_bins=self.num_mel_bins, front_end=self.front_end)
 
     def _of_allowed_length(self, waveforms: Tensor, lengths: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
         """Pad and cut clips as `min_samples` and `max_samples` say."""
         lengths = torch.as_tensor(lengths, device=waveforms.device)
         if waveforms.shape[1] < self.min_samples:
             waveforms = functional.pad(waveforms, (0, self.min_samples - waveforms.shape[1]))
-        if bool((lengths < self.min_samples).any()):
+        if self.min_samples and bool((lengths < self.min_samples).any()):
             # What a batch holds behind a clip is not the clip: silence takes its place.
             own = torch.arange(waveforms.shape[1], device=waveforms.device) < lengths[:, None]
             waveforms, lengths = torch.where(own, waveforms, 0.0), lengths.clamp_min(self.min_samples)

@@ -26,7 +26,7 @@ from almosaic.data.clips import ClipSource
 from almosaic.encoder import AudioMosaicConfig
 from almosaic.errors import AlmosaicError
 from almosaic.feature_cache import HEADER_FILE, cache_key, writing
-from almosaic.features import NUM_MEL_BINS, log_mel_fbank
+from almosaic.log_mel import NUM_MEL_BINS, log_mel_fbank
 from almosaic.masking import PatchGrid
 from almosaic.pooling import Pooling, check_layer, token_weights, window_weights
 
@@ -95,7 +95,8 @@ class EncoderReader:
     ) -> None:
         check_layer(tower, layer)
         self.tower, self.extractor, self.pooling = tower, extractor, pooling
-        self.kind = (tower.device, extractor.num_mel_bins, extractor.min_samples, extractor.max_samples)
+        bank = (extractor.front_end, extractor.num_mel_bins)
+        self.kind = (tower.device, *bank, extractor.min_samples, extractor.max_samples)
         self.rows = (tower.config.num_hidden_layers + 1, tower.config.hidden_size)
         self._waiting: list[tuple[int, Tensor, Tensor, Tensor]] = []
 
@@ -165,7 +166,7 @@ def architecture(config: AudioMosaicConfig) -> dict[str, Any]:
 class HandReader:
     """Mean and deviation of the log-mel over time, per band: what a clip says without any training."""
 
-    kind = (torch.device("cpu"), NUM_MEL_BINS, 0, None)
+    kind = (torch.device("cpu"), "kaldi", NUM_MEL_BINS, 0, None)
     rows = (1, 2 * NUM_MEL_BINS)
 
     def key(self, clips: ClipSource) -> str:

@@ -19,7 +19,7 @@ GROUND = {"errors", "settings", "files"}
 FLOORS = {
     "audio": 0, "audio_source": 0, "remote": 0, "ffmpeg": 0, "truncation": 0, "masking": 0,
     "evaluation.metrics": 0, "data.manifest": 0, "data.draws": 0,
-    "features": 1, "encoder": 1, "scenes": 1, "messages": 1,
+    "log_mel": 1, "features": 1, "encoder": 1, "scenes": 1, "messages": 1,
     "objectives": 2, "alm": 2, "data": 2, "auto": 2,
     "loading": 3, "inference": 3, "feature_cache": 3, "layer_features": 3, "provenance": 3, "pooling": 2,
     "conversations": 3, "sampling": 3, "token_memory": 3,

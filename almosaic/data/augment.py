@@ -21,6 +21,7 @@ from almosaic.data.waveform_steps import (
     TimeStretch,
     WaveformStep,
 )
+from almosaic.log_mel import FrontEnd
 
 __all__ = [
     "AugmentStep",
@@ -79,12 +80,19 @@ def augment_waveforms(
     return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
 
-def augment_log_mel(log_mel: Tensor, frames: Tensor, steps: Sequence[AugmentStep], draws: Draws) -> Tensor:
+def augment_log_mel(
+    log_mel: Tensor,
+    frames: Tensor,
+    steps: Sequence[AugmentStep],
+    draws: Draws,
+    front_end: FrontEnd = "kaldi",
+) -> Tensor:
     """Apply the log-mel steps of `steps`, in order, to un-normalised log-mel [B, T', F] of `frames` [B].
 
     Frames beyond a clip's own stay 0.0. Waveform steps in the list are left to `augment_waveforms`.
+    `front_end` is the one that made the log-mel.
     """
-    return _augment(log_mel, frames, steps, LogMelStep, draws)
+    return _augment(log_mel, frames, steps, LogMelStep, draws, front_end)
 
 
 def _augment(
@@ -93,6 +101,7 @@ def _augment(
     steps: Sequence[AugmentStep],
     kind: type[WaveformStep] | type[LogMelStep],
     draws: Draws,
+    *front_end: FrontEnd,
 ) -> Tensor:
     """Apply the steps of one kind, each to the rows that its probability picks."""
     beyond = _beyond(batch, lengths)
@@ -103,7 +112,7 @@ def _augment(
         if not isinstance(step, kind) or len(rows) == 0:
             continue
         index = torch.from_numpy(rows).to(result.device)
-        changed = step._apply(result[index], lengths[index], draws.rows(rows), name)
+        changed = step._apply(result[index], lengths[index], draws.rows(rows), name, *front_end)
         result[index] = _silence(changed, None if beyond is None else beyond[index])
     return result
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from almosaic.data.steps import Draws, Range, between, roll
-from almosaic.features import LOG_FLOOR, white_noise_log_mel
+from almosaic.log_mel import LOG_FLOOR, FrontEnd, white_noise_log_mel
 from almosaic.settings import Settings
 
 _NATURAL_PER_DB = math.log(10.0) / 10.0  # natural log of power per decibel
@@ -21,7 +21,7 @@ class LogMelStep(Settings, ABC):
     p: float = Field(default=1.0, ge=0, le=1)
 
     @abstractmethod
-    def _apply(self, log_mel: Tensor, frames: Tensor, draws: Draws, name: str) -> Tensor:
+    def _apply(self, log_mel: Tensor, frames: Tensor, draws: Draws, name: str, front_end: FrontEnd) -> Tensor:
         """Return the changed log-mel [B, T', F]; the caller sets what lies beyond `frames` [B] to 0.0."""
 
 
@@ -31,7 +31,7 @@ class LogGain(LogMelStep):
     name: Literal["log_gain"] = "log_gain"
     gain_db: Range = (-6.0, 6.0)
 
-    def _apply(self, log_mel: Tensor, frames: Tensor, draws: Draws, name: str) -> Tensor:
+    def _apply(self, log_mel: Tensor, frames: Tensor, draws: Draws, name: str, front_end: FrontEnd) -> Tensor:
         gain = _NATURAL_PER_DB * between(self.gain_db, draws.uniform(name, 1))
         return (log_mel + gain[..., None]).clamp_min(LOG_FLOOR)
 
@@ -42,10 +42,10 @@ class LogNoise(LogMelStep):
     name: Literal["log_noise"] = "log_noise"
     level_db: Range = (-70.0, -40.0)
 
-    def _apply(self, log_mel: Tensor, frames: Tensor, draws: Draws, name: str) -> Tensor:
+    def _apply(self, log_mel: Tensor, frames: Tensor, draws: Draws, name: str, front_end: FrontEnd) -> Tensor:
         level = _NATURAL_PER_DB * between(self.level_db, draws.uniform(name, 1))
         return torch.logaddexp(
-            log_mel, level[..., None] + white_noise_log_mel(log_mel.shape[2], log_mel.device)
+            log_mel, level[..., None] + white_noise_log_mel(front_end, log_mel.shape[2], log_mel.device)
         )
 
 
@@ -55,6 +55,6 @@ class LogRoll(LogMelStep):
     name: Literal["log_roll"] = "log_roll"
     max_frames: int = Field(default=10, ge=0)
 
-    def _apply(self, log_mel: Tensor, frames: Tensor, draws: Draws, name: str) -> Tensor:
+    def _apply(self, log_mel: Tensor, frames: Tensor, draws: Draws, name: str, front_end: FrontEnd) -> Tensor:
         shift = (draws.uniform(name, 1)[:, 0] * (2 * self.max_frames + 1)).long() - self.max_frames
         return roll(log_mel, frames, shift)
