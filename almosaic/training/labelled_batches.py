@@ -62,9 +62,8 @@ class LabelledBatches:
         else:
             waveforms, hot = self._mixed(batch, hot, drawn, epoch)
             log_mel, frames = self.extractor.log_mel(waveforms, batch["lengths"])
-        log_mel, frames = first_window(
-            augment_log_mel(log_mel, frames, chosen.augment, drawn), frames, self.extractor.window_frames
-        )
+        log_mel = augment_log_mel(log_mel, frames, chosen.augment, drawn, self.extractor.front_end)
+        log_mel, frames = first_window(log_mel, frames, self.extractor.window_frames)
         if chosen.spec_augment is not None:
             log_mel = chosen.spec_augment.apply(log_mel, drawn)
         features, real, _ = self.extractor.cut(log_mel, frames)
