@@ -13,6 +13,7 @@ from almosaic.encoder import AudioMosaicConfig
 from almosaic.errors import AlmosaicError
 from almosaic.features import AudioMosaicFeatureExtractor
 from almosaic.masking import MaskSettings, PatchGrid, PatchMask, draw_mask, score_count
+from almosaic.masking.settings import DispersionMask
 from almosaic.settings import Settings
 from almosaic.training.log_mel_pool import LogMelPool
 
@@ -73,10 +74,14 @@ class ViewMaker:
         for number, view in enumerate(self.views):
             drawn = Draws((*self.key, epoch, number), clips, clips.device)
             log_mel, frames = unchanged or self._log_mel(batch, drawn)
-            window, real = self._window(augment_log_mel(log_mel, frames, self.steps, drawn), frames)
+            log_mel = augment_log_mel(log_mel, frames, self.steps, drawn, self.extractor.front_end)
+            window, real = self._window(log_mel, frames)
             inputs["views"].append(window.repeat_interleave(view.masks, dim=0))
             inputs["masks"].append(self._mask(view, drawn, window, real, progress))
             noise.append(path_noise(drawn, self.depth, view.masks))
+            if isinstance(view.mask, DispersionMask):
+                name = "hint" if len(self.views) == 1 else f"hint_{number}"
+                inputs["metrics"][name] = torch.full((), view.mask.hint.at(progress), device=clips.device)
         inputs["metrics"]["pad_fraction"] = 1.0 - real.float().mean()
         if self.texts is not None:
             inputs["texts"] = self._texts(clips.tolist(), epoch)
@@ -88,7 +93,7 @@ class ViewMaker:
         """All masks of a view of clips, window [B, T, F] with its real frames [B, T]."""
         scores = numbered(drawn, "mask", score_count(view.mask, self.grid), view.masks)
         valid = self.grid.valid_patches(real)
-        return draw_mask(view.mask, self.grid, scores, valid=valid)
+        return draw_mask(view.mask, self.grid, scores, valid=valid, spectrogram=window, progress=progress)
 
     def _texts(self, clips: list[int], epoch: int) -> list[str]:
         """One text for each row; a pool knows which clip took the place of a bad one."""
