@@ -6,20 +6,31 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from almosaic.encoder.configuration import AudioMosaicConfig
 from almosaic.errors import AlmosaicError
+from almosaic.objectives.autoencoder import MaskedAutoencoderObjective, MaskedAutoencoderSettings
 from almosaic.objectives.base import Objective, ObjectiveOutput
 from almosaic.objectives.clap import ClapObjective, ClapSettings
 from almosaic.objectives.contrastive import ContrastiveObjective, ContrastiveSettings
 from almosaic.objectives.matpac import MatpacObjective, MatpacSettings
+from almosaic.objectives.position_prediction import PositionPredictionObjective, PositionPredictionSettings
+from almosaic.objectives.token_prediction import TokenPredictionObjective, TokenPredictionSettings
 from almosaic.settings import Settings
 
 ObjectiveSettings = Annotated[
-    ContrastiveSettings | ClapSettings | MatpacSettings,
+    ContrastiveSettings
+    | ClapSettings
+    | MatpacSettings
+    | MaskedAutoencoderSettings
+    | TokenPredictionSettings
+    | PositionPredictionSettings,
     Field(discriminator="name"),
 ]
 OBJECTIVES: dict[type[Settings], type[Objective]] = {
     ContrastiveSettings: ContrastiveObjective,
     ClapSettings: ClapObjective,
     MatpacSettings: MatpacObjective,
+    MaskedAutoencoderSettings: MaskedAutoencoderObjective,
+    TokenPredictionSettings: TokenPredictionObjective,
+    PositionPredictionSettings: PositionPredictionObjective,
 }
 
 
