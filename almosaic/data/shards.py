@@ -188,7 +188,7 @@ class ShardClips(StoredClips):
         for name, entries in texts.items():
             if not isinstance(entries, list) or not all(isinstance(one, str) and one for one in entries):
                 raise AudioError(
-                    f"{self.name(index)}: {name}: expected a list of texts, found {entries!r:.60}"
+                    f"{self.name(index)}: field {name!r}: expected a list of texts, found {entries!r:.60}"
                 )
         return Description(tuple(texts["captions"]), tuple(texts["labels"]))
 
