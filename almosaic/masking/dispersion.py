@@ -17,6 +17,7 @@ from almosaic.masking.weighted import Order, weighted_mask_from_uniforms, weight
 Statistic = Literal["mad", "variance"]
 Grouping = Literal["random", "time", "frequency"]
 SILENT = 1e-12  # so that a patch without any variation can still be drawn
+PIECES = 8  # a batch on a CPU, so that what is computed from a piece stays in the cache
 
 
 def dispersion(
@@ -37,35 +38,41 @@ def dispersion(
     """
     side = grid.patch_side(spectrogram)
     frames = spectrogram.detach().float().reshape(-1, grid.time, side, grid.freq * side)
-    real = None
-    if valid is not None and layout != "random":  # a patch that is padding is never drawn: its weight is free
-        real = valid.to(frames.device).view(-1, grid.time, grid.freq)
-    pixels = _pixels(grid, side, layout, real, frames.device)
-    centres = _per_group(frames.sum(dim=2), grid, layout, real) / pixels
-    away = frames - _per_bin(centres, grid, side, layout)
+    real = torch.ones(1, grid.patches, device=frames.device)
+    if valid is not None and layout != "random":  # a single patch that is padding is never drawn
+        real = valid.to(frames)
+    real = real.view(-1, grid.time, grid.freq).expand(len(frames), -1, -1)
+    count = min(PIECES, len(frames)) if frames.is_cpu else 1
+    pieces = frames.tensor_split(count)
+    away = torch.empty_like(pieces[0])
+    spread = [
+        _spread(piece, its, grid, statistic, layout, away)
+        for piece, its in zip(pieces, real.tensor_split(count), strict=True)
+    ]
+    return torch.cat(spread)
+
+
+def _spread(
+    frames: Tensor, real: Tensor, grid: PatchGrid, statistic: Statistic, layout: Grouping, away: Tensor
+) -> Tensor:
+    """Weights [B, G] of frames [B, Tp, p, F] of real patches [B, Tp, Fp]; away is scratch of their size."""
+    side = frames.shape[2]
+    pixels = (_over_cells(real, layout) * side**2).clamp_min(1.0)
+    centres = _per_group(frames.sum(dim=2), real, layout) / pixels
+    away = torch.sub(frames, _per_bin(centres, grid, side, layout), out=away[: len(frames)])
     if statistic == "mad":
-        return _per_group(away.abs_().sum(dim=2), grid, layout, real) / pixels + SILENT
-    return _per_group(away.square_().sum(dim=2), grid, layout, real) / (pixels - 1.0).clamp_min(1.0) + SILENT
+        return _per_group(away.abs_().sum(dim=2), real, layout) / pixels + SILENT
+    return _per_group(away.square_().sum(dim=2), real, layout) / (pixels - 1.0).clamp_min(1.0) + SILENT
 
 
-def _per_group(values: Tensor, grid: PatchGrid, layout: Grouping, real: Tensor | None) -> Tensor:
+def _per_group(values: Tensor, real: Tensor, layout: Grouping) -> Tensor:
     """Sums [B, G] of values [B, Tp, F], which are sums over the frames of a patch, where real [B, Tp, Fp]."""
-    cells = values.view(len(values), grid.time, grid.freq, -1).sum(dim=3)
-    return _over_cells(cells if real is None else cells * real, layout)
+    return _over_cells(values.view(*real.shape, -1).sum(dim=3) * real, layout)
 
 
 def _over_cells(cells: Tensor, layout: Grouping) -> Tensor:
     """Sums [B, G] over the patches [B, Tp, Fp] of each group."""
     return cells.flatten(1) if layout == "random" else cells.sum(dim=2 if layout == "time" else 1)
-
-
-def _pixels(
-    grid: PatchGrid, side: int, layout: Grouping, real: Tensor | None, device: torch.device
-) -> Tensor:
-    """How many pixels each group has, [B or 1, G], at least 1."""
-    if real is None:
-        real = torch.ones(1, grid.time, grid.freq, device=device)
-    return (_over_cells(real, layout) * side**2).clamp_min(1).float()
 
 
 def _per_bin(centres: Tensor, grid: PatchGrid, side: int, layout: Grouping) -> Tensor:

@@ -42,6 +42,11 @@ def group_of_patch(grid: PatchGrid, layout: Layout, device: Device = None) -> Te
     return tokens // grid.time if layout == "released_time" else tokens % grid.time
 
 
+def patches_of_groups(grid: PatchGrid, layout: Layout, chosen: Tensor) -> Tensor:
+    """The patches of chosen groups: [B, G] bool -> [B, N] bool."""
+    return chosen if layout == "random" else chosen[:, group_of_patch(grid, layout, chosen.device)]
+
+
 def real_groups(grid: PatchGrid, layout: Layout, valid: Tensor) -> Tensor:
     """Groups that hold at least one real patch: valid [B, N] bool -> [B, G] bool."""
     if layout == "random":
@@ -93,12 +98,12 @@ def _kept_patches(
             f"expected scores [B, {groups}] for a {layout} mask on {grid.time} x {grid.freq} patches, found "
             f"{list(scores.shape)}: draw one score per group"
         )
-    member = group_of_patch(grid, layout, scores.device)
     if valid is not None:
         real = rows_of(real_groups(grid, layout, valid.to(scores.device)), len(scores))
         scores = torch.where(real, scores, PADDING + torch.arange(groups, device=scores.device))
     lowest = scores.topk(kept_count(groups, ratio), dim=1, largest=False, sorted=False).indices
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, lowest, True)[:, member]
+    kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, lowest, True)
+    return patches_of_groups(grid, layout, kept)
 
 
 def _draw(

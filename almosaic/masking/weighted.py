@@ -9,7 +9,7 @@ from torch import Tensor
 
 from almosaic.errors import AlmosaicError
 from almosaic.masking.grid import PatchGrid, PatchMask, kept_count, mask_from_kept, rows_of
-from almosaic.masking.groups import Layout, group_count, group_of_patch, mask_from_scores, real_groups
+from almosaic.masking.groups import Layout, group_count, mask_from_scores, patches_of_groups, real_groups
 from almosaic.settings import Settings
 
 Order = Literal["sample", "topk"]
@@ -99,8 +99,8 @@ def weighted_mask_from_uniforms(
     groups = group_count(grid, layout)
     if not 0.0 <= hint <= 1.0:
         raise AlmosaicError(
-            f"expected a hint from 0 (by weight alone) to 1 (uniformly random), found {hint:g}: give the share "
-            "of masked groups that is swapped"
+            f"expected a hint from 0 (by weight alone) to 1 (uniformly random), found {hint:g}: give the "
+            "share of masked groups that is swapped"
         )
     needed = weighted_score_count(grid, layout, swap=0.0 < hint < 1.0)
     if uniforms.ndim != 2 or uniforms.shape[1] < needed:
@@ -110,31 +110,32 @@ def weighted_mask_from_uniforms(
         )
     if hint >= 1.0:
         return mask_from_scores(grid, uniforms[:, :groups], ratio, layout=layout, valid=valid)
-    rows = len(uniforms)
-    real = None if valid is None else rows_of(real_groups(grid, layout, valid.to(uniforms.device)), rows)
+    rows, real = len(uniforms), None
+    if valid is not None:
+        real = rows_of(real_groups(grid, layout, valid.to(uniforms.device)), rows)
     kept = kept_count(groups, ratio)
-    # The first to ring of exponential clocks whose rates are the weights: a draw without replacement.
+    # The first of exponential clocks with the weights as rates: a weighted draw without replacement.
     clocks = -1.0 if order == "topk" else uniforms[:, :groups].clamp_min(SMALLEST).log()
     keys = clocks / rows_of(weights, rows)
     if real is not None:
         keys = torch.where(real, keys, torch.arange(1.0, groups + 1, device=keys.device))
     visible = ~_highest(keys, groups - kept)
     if (swaps := math.floor((groups - kept) * hint + 1e-6)) > 0:
-        visible = _swap(visible, real, swaps, hint, uniforms[:, groups:])
-    return mask_from_kept(
-        visible[:, group_of_patch(grid, layout, visible.device)], kept * (grid.patches // groups), valid
-    )
+        visible = _swap(visible, real, swaps, hint, *uniforms[:, groups : 3 * groups].chunk(2, dim=1))
+    patches = patches_of_groups(grid, layout, visible)
+    return mask_from_kept(patches, kept * (grid.patches // groups), valid)
 
 
-def _swap(visible: Tensor, real: Tensor | None, swaps: int, hint: float, uniforms: Tensor) -> Tensor:
+def _swap(
+    visible: Tensor, real: Tensor | None, swaps: int, hint: float, showing: Tensor, hiding: Tensor
+) -> Tensor:
     """Show `swaps` masked groups, then mask as many of all visible ones; visible [R, G] keeps its counts."""
-    showing, hiding = uniforms.chunk(2, dim=1)
     hidden, counts = ~visible, None
     if real is not None:
         hidden = hidden & real
-        counts = (hidden.sum(dim=1) * hint + 1e-6).floor()
-    shown = visible | _highest(showing.masked_fill(~hidden, -1.0), swaps, counts)
-    return shown & ~_highest(hiding.masked_fill(~shown, -1.0), swaps, counts)
+        counts = (hidden.sum(dim=1).double() * hint + 1e-6).floor()
+    shown = visible | _highest(showing + hidden, swaps, counts)
+    return shown & ~_highest(hiding + shown, swaps, counts)
 
 
 def _highest(keys: Tensor, limit: int, counts: Tensor | None = None) -> Tensor:
