@@ -57,8 +57,9 @@ def score_table(results: Mapping[str, Any]) -> Table:
         took = [shown_tokens(budgets.get(line[0])), shown_minutes(budgets.get(line[0]))] if budgets else []
         body.append([*line, *cells, mean, *took])
     over = ", ".join(dict.fromkeys(row["interval"] for row in rows))
-    if means:
-        over += f"; of the mean: {', '.join(dict.fromkeys(row['interval'] for row in means.values()))}"
+    of_means = ", ".join(dict.fromkeys(row["interval"] for row in means.values()))
+    if means and of_means != over:
+        over += f"; of the mean: {of_means}"
     title = f"Labels read from frozen features, in %, ± half the 95 % interval ({over})"
     if budgets:
         title += "; tokens and minutes are those of the pretraining"

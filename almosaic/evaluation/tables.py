@@ -17,6 +17,7 @@ NAMES = {
     "question_only": "question only",
     ORACLE: "label oracle",
 }
+TIGHT = 9  # columns; more stand closer together on a terminal
 CAPTION_COLUMNS = {
     "f1": "facts F1",
     "precision": "precision",
@@ -144,7 +145,14 @@ def table(results: Results, width: int = 118, color: bool = False) -> str:
 
     console = Console(file=io.StringIO(), width=width, force_terminal=color, highlight=False)
     for part in tables(results):
-        drawn = RichTable(title=Text(part.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        tight = len(part.header) > TIGHT  # a table of many sets would not fit otherwise
+        drawn = RichTable(
+            title=Text(part.title),
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=tight,
+        )
         for place, name in enumerate(part.header):
             drawn.add_column(Text(name), justify="right" if place else "left", no_wrap=place > 0)
         for row in part.rows:

@@ -10,8 +10,16 @@ from helpers_tiny import WINDOW_FRAMES, tiny_encoder
 
 from almosaic.errors import AlmosaicError, AudioError
 from almosaic.evaluation.labelled_sets import LabelledSet, ProbeClips
-from almosaic.evaluation.probe import HAND_FEATURES, MAJORITY, ProbeSettings, open_encoders, set_rows
+from almosaic.evaluation.probe import (
+    HAND_FEATURES,
+    MAJORITY,
+    UNTRAINED,
+    ProbeSettings,
+    open_encoders,
+    set_rows,
+)
 from almosaic.evaluation.readouts import ReadoutSettings
+from almosaic.evaluation.repetitions import SetMeans
 from almosaic.features import AudioMosaicFeatureExtractor, log_mel_fbank
 from almosaic.layer_features import HandReader, layer_features
 
@@ -196,3 +204,41 @@ def test_hand_features_are_mean_and_deviation_per_band(tmp_path):
     assert vector.shape == (256,) and vector.dtype == np.float32
     assert vector[:128] == pytest.approx(log_mel.mean(0), abs=1e-5)
     assert vector[128:] == pytest.approx(log_mel.std(0), abs=1e-5)
+
+
+def test_repetitions_share_a_row_that_keeps_each_of_them(tmp_path):
+    """Two encoders of one thing beside one of them by itself, on labels that the sound does not decide."""
+    rng = np.random.default_rng(0)
+    clips = replace(tones(40), labels=tuple(rng.permutation(["a", "b"] * 20)))
+    settings = ProbeSettings(
+        protocols=("linear", "knn", "attentive"), neighbours=3, readout=QUICK, untrained=True
+    )
+    encoders = {"x: one": tiny_encoder(1), "x: two": tiny_encoder(2), "alone": tiny_encoder(1)}
+    things = {"x": ("x: one", "x: two")}
+    named = {name: (encoder, EXTRACTOR) for name, encoder in encoders.items()}
+    readers = open_encoders(named, settings, things)
+    means = SetMeans(["s"])
+    rows = set_rows("s", clips, readers, settings, tmp_path, things=things, means=means)
+    names = [row["features"] for row in rows]
+    assert names == [*["x"] * 3, *["alone"] * 3, *[UNTRAINED] * 3, HAND_FEATURES, MAJORITY]
+    for several, single in zip(rows[:3], rows[3:6], strict=True):
+        one, two = several["runs"]
+        assert (one["encoder"], two["encoder"]) == ("one", "two")
+        assert several["score"] == pytest.approx((one["score"] + two["score"]) / 2)
+        assert several["range"] == sorted([one["score"], two["score"]])
+        assert several["interval"] == "bootstrap over 2 encoders and clips"
+        shared = ("protocol", "layer", "pooling", "seed", "metric", "n_train", "n_test", "classes")
+        assert {key: several[key] for key in shared} == {key: single[key] for key in shared}
+        own = {key: value for key, value in one.items() if key != "encoder"}
+        assert own == {key: single[key] for key in own}, "what a single encoder would have got"
+    assert "regularisation" in rows[0]["runs"][0] and "regularisation" not in rows[0]
+    assert rows[1]["k"] == 3 and rows[2]["heads"] == 1 and "learning_rate" in rows[2]["runs"][1]
+    assert [row["features"] for row in means.rows()] == names and json.dumps(rows + means.rows())
+
+
+def test_repetitions_of_one_thing_must_be_alike():
+    encoders = {"x: one": (tiny_encoder(1), EXTRACTOR)}
+    encoders |= {"x: two": (tiny_encoder(1, num_hidden_layers=1), EXTRACTOR)}
+    message = r"the repetitions of x differ in blocks x width \(x: one 2 x 32, x: two 1 x 32\); give each its"
+    with pytest.raises(AlmosaicError, match=message):
+        open_encoders(encoders, ProbeSettings(), {"x": tuple(encoders)})

@@ -6,7 +6,7 @@ import xml.dom.minidom
 import pytest
 
 from almosaic.evaluation.curves import COLOURS, curves_svg, picture
-from almosaic.evaluation.probe_tables import layer_curves, probe_tables
+from almosaic.evaluation.probe_tables import encoder_table, layer_curves, probe_tables
 from almosaic.evaluation.report import write_report
 from almosaic.evaluation.tables import table
 
@@ -98,3 +98,55 @@ def test_many_lines_and_hostile_names_stay_apart():
 
 def test_a_single_block_has_a_place():
     assert "NaN" not in curves_svg({"e": {"s": [0.5]}})
+
+
+def compared():
+    """One thing of two encoders on two sets with a mean and a budget, and the majority class without."""
+    rows, over = [], "bootstrap over 2 encoders and clips"
+    for name, base in (("birds", 0.5), ("bells", 0.7)):
+        runs = [{"encoder": "x_7", "score": base - 0.1}, {"encoder": "x_8", "score": base + 0.1}]
+        rows.append(row(name, "x", "linear", base, runs=runs, interval=over))
+        rows.append(row(name, "majority class", "majority", 0.25, pooling=None))
+    mean = {"features": "x", "protocol": "linear", "layer": None, "score": 0.6, "low": 0.5, "high": 0.72}
+    budgets = {"x": {"encoder_tokens": 12_345_678, "seconds": 330.0}}
+    return {"probe": rows, "probe_means": [mean | {"interval": over}], "budgets": budgets}
+
+
+def test_means_have_an_interval_and_lines_say_what_pretraining_took():
+    (scores,) = probe_tables(compared())
+    assert scores.header == ["features", "probe", "birds", "bells", "mean", "tokens", "min"]
+    assert scores.rows == [
+        ["x", "linear", "50.0 ±3.0", "70.0 ±3.0", "60.0 ±11.0", "12.3M", "5.5"],
+        ["majority class", "", "25.0 ±3.0", "25.0 ±3.0", "25.0", "–", "–"],
+    ]
+    over = "(bootstrap over 2 encoders and clips, bootstrap over clips; of the mean: bootstrap over 2 enc"
+    assert over in scores.title
+    assert scores.title.endswith("tokens and minutes are those of the pretraining")
+
+
+def test_the_page_lists_each_encoder_by_itself(tmp_path):
+    single = encoder_table(compared())
+    assert single.header == ["features", "probe", "encoder", "birds", "bells", "mean"]
+    assert single.rows == [
+        ["x", "linear", "x_7", "40.0", "60.0", "50.0"],
+        ["x", "linear", "x_8", "60.0", "80.0", "70.0"],
+    ]
+    assert encoder_table({"probe": several()}) is None
+    write_report(tmp_path, compared())
+    assert "<summary>Each encoder by itself, in %</summary>" in (tmp_path / "report.html").read_text()
+    assert "x_7" not in table(compared()), "the terminal has one line for both"
+
+
+def test_a_comparison_of_five_sets_fits_a_terminal():
+    results, over = {"probe": [], "probe_means": [], "budgets": {}}, "bootstrap over 2 encoders and clips"
+    for name in ("masked_autoencoder", "position_prediction", "clap (supervised by labels)"):
+        for protocol, more in (("linear", {}), ("attentive", {"layer": "all"}), ("knn", {"k": 10})):
+            for collection in ("esc50", "kitchen20", "instruments", "fsdd", "ravdess"):
+                results["probe"].append(row(collection, name, protocol, 0.523, interval=over, **more))
+            mean = row("", name, protocol, 0.523, interval=over, **more)
+            results["probe_means"].append(mean)
+        results["budgets"][name] = {"encoder_tokens": 117e6, "seconds": 5000.0}
+    text = table(results)
+    lines = [line for line in text.splitlines() if "117.0M" in line]
+    assert len(lines) == 9 and "…" not in text and max(map(len, text.splitlines())) <= 118
+    assert all(line.count("52.3 ±3.0") == 6 and "83.3" in line for line in lines)
