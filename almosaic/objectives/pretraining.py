@@ -1,15 +1,18 @@
 """The encoder together with its objective: the model that the trainer trains and saves."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from almosaic.encoder.configuration import AudioMosaicConfig
 from almosaic.encoder.modeling import AudioMosaicModel, AudioMosaicPreTrainedModel
+from almosaic.errors import AlmosaicError
 from almosaic.masking import PatchMask
 from almosaic.objectives import build_objective, objective_settings
 from almosaic.objectives.base import SelfInitialised
+from almosaic.objectives.teacher import Teacher
 
 
 @dataclass
@@ -30,6 +33,27 @@ class AudioMosaicForPreTraining(AudioMosaicPreTrainedModel):
         self.encoder = AudioMosaicModel(config)
         self.objective = build_objective(settings, config)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, *arguments: Any, **options: Any) -> Any:
+        """Load a `pretraining` folder whole, or an encoder alone, which then gets a fresh objective.
+
+        Raises:
+            AlmosaicError: part of the objective is missing, such as its teacher; the library would draw it.
+        """
+        with_report = options.pop("output_loading_info", False)
+        model, report = super().from_pretrained(folder, *arguments, output_loading_info=True, **options)
+        own = {key for key in model.state_dict() if key.startswith("objective.")}
+        missing = sorted(own & set(report["missing_keys"]))
+        if missing and len(missing) < len(own):
+            raise AlmosaicError(
+                f"{folder} lacks {len(missing)} of the {len(own)} tensors of its objective, {missing[0]} "
+                "among them: take a whole `pretraining` folder, or a `model` folder to begin anew"
+            )
+        for module in model.modules():  # which the library has just made trainable
+            if isinstance(module, Teacher):
+                module.requires_grad_(False)
+        return (model, report) if with_report else model
 
     def forward(
         self,

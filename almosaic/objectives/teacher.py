@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from almosaic.encoder.configuration import AudioMosaicConfig
 from almosaic.encoder.modeling import AudioMosaicModel, Block
 from almosaic.errors import AlmosaicError
-from almosaic.objectives.base import SelfInitialised
 
 
-class Teacher(SelfInitialised):
+class Teacher(nn.Module):
     """A network that gives targets: without gradient, always in evaluation mode, never trained.
 
     It starts with weights of its own, drawn independently of its student's.
@@ -22,10 +21,6 @@ class Teacher(SelfInitialised):
         super().__init__()
         self.network = network
         self.train(False)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Freeze it: loading a folder makes every parameter trainable, and calls this afterwards."""
         self.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "Teacher":
@@ -95,5 +90,4 @@ def ema_update(pairs: Iterable[tuple[Tensor, Tensor]], decay: float) -> None:
             f"expected a teacher in float32, found {narrow}: load the model with dtype float32 and train "
             "with precision: bf16, which casts activations only"
         )
-    torch._foreach_mul_(teachers, decay)
-    torch._foreach_add_(teachers, students, alpha=1.0 - decay)
+    torch._foreach_lerp_(teachers, students, 1.0 - decay)
