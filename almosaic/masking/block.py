@@ -23,8 +23,9 @@ def block_count(grid: PatchGrid, ratio: float, *, block: int, adjust: float, inv
     """How many blocks are drawn per mask: as many as would cover the share that they make up, plus `adjust`.
 
     Raises:
-        AlmosaicError: the block is larger than the grid, or not even one is drawn.
+        AlmosaicError: nothing would stay, the block is larger than the grid, or not even one is drawn.
     """
+    kept_count(grid.patches, ratio)
     if not 1 <= block <= min(grid.time, grid.freq):
         raise AlmosaicError(
             f"expected block to be 1 to {min(grid.time, grid.freq)} for {grid.time} x {grid.freq} patches, "

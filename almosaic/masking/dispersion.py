@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from almosaic.errors import AlmosaicError
 from almosaic.masking.grid import PatchGrid, PatchMask
 from almosaic.masking.groups import Generator, uniform_numbers
 from almosaic.masking.weighted import Order, weighted_mask_from_uniforms, weighted_score_count
@@ -34,15 +35,19 @@ def dispersion(
     both get 1e-12. Patches that are padding (valid [B, N] False) do not count in their column or band.
 
     Raises:
-        AlmosaicError: the spectrogram does not divide into the grid.
+        AlmosaicError: the spectrogram does not divide into the grid, or padding is not told per clip.
     """
     side = grid.patch_side(spectrogram)
     frames = spectrogram.detach().float().reshape(-1, grid.time, side, grid.freq * side)
     real = torch.ones(1, grid.patches, device=frames.device)
     if valid is not None and layout != "random":  # a single patch that is padding is never drawn
+        if len(valid) != len(frames):
+            raise AlmosaicError(
+                f"expected padding of {len(frames)} clips, found {len(valid)}: give one row of valid per clip"
+            )
         real = valid.to(frames)
     real = real.view(-1, grid.time, grid.freq).expand(len(frames), -1, -1)
-    count = min(PIECES, len(frames)) if frames.is_cpu else 1
+    count = max(1, min(PIECES, len(frames))) if frames.is_cpu else 1
     pieces = frames.tensor_split(count)
     away = torch.empty_like(pieces[0])
     spread = [
@@ -67,7 +72,7 @@ def _spread(
 
 def _per_group(values: Tensor, real: Tensor, layout: Grouping) -> Tensor:
     """Sums [B, G] of values [B, Tp, F], which are sums over the frames of a patch, where real [B, Tp, Fp]."""
-    return _over_cells(values.view(*real.shape, -1).sum(dim=3) * real, layout)
+    return _over_cells(values.view(*real.shape, values.shape[2] // real.shape[2]).sum(dim=3) * real, layout)
 
 
 def _over_cells(cells: Tensor, layout: Grouping) -> Tensor:
@@ -79,7 +84,8 @@ def _per_bin(centres: Tensor, grid: PatchGrid, side: int, layout: Grouping) -> T
     """Centres [B, G] of groups as [B, Tp or 1, 1, F or 1], beside the frames of their pixels."""
     if layout == "time":
         return centres[:, :, None, None]
-    return centres.view(len(centres), -1, 1, grid.freq).repeat_interleave(side, dim=3)
+    columns = grid.time if layout == "random" else 1
+    return centres.view(-1, columns, 1, grid.freq).repeat_interleave(side, dim=3)
 
 
 def dispersion_weighted_mask(

@@ -108,15 +108,16 @@ def weighted_mask_from_uniforms(
             f"expected uniforms [R, {needed}] for a weighted {layout} mask on {grid.time} x {grid.freq} "
             f"patches, found {list(uniforms.shape)}: draw as many as score_count says"
         )
+    rows, real = len(uniforms), None
+    weights = rows_of(weights, rows)
     if hint >= 1.0:
         return mask_from_scores(grid, uniforms[:, :groups], ratio, layout=layout, valid=valid)
-    rows, real = len(uniforms), None
     if valid is not None:
         real = rows_of(real_groups(grid, layout, valid.to(uniforms.device)), rows)
     kept = kept_count(groups, ratio)
     # The first of exponential clocks with the weights as rates: a weighted draw without replacement.
     clocks = -1.0 if order == "topk" else uniforms[:, :groups].clamp_min(SMALLEST).log()
-    keys = clocks / rows_of(weights, rows)
+    keys = clocks / weights
     if real is not None:
         keys = torch.where(real, keys, torch.arange(1.0, groups + 1, device=keys.device))
     visible = ~_highest(keys, groups - kept)
