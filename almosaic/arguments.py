@@ -187,7 +187,7 @@ def _add_export(verbs: Any, run: Verbs) -> None:
     )
     released = export.add_mutually_exclusive_group()
     released.add_argument(
-        "--from-released", metavar="FILE", type=Path, help="convert published AudioMosaic weights to a folder"
+        "--from-released", metavar="FILE", type=Path, help="convert published weights to a folder"
     )
     released.add_argument(
         "--to-released", metavar="MODEL", type=Path, help="write an encoder or classifier in that format"
@@ -195,7 +195,7 @@ def _add_export(verbs: Any, run: Verbs) -> None:
     published = export.add_argument_group("with --from-released")
     published.add_argument(
         "--preset",
-        help="data set of the release: audioset (default), esc50, speech_commands, envsdd, ltu",
+        help="the release: audioset (default), esc50, speech_commands, envsdd, ltu, matpac",
     )
     published.add_argument(
         "--labels", metavar="FILE", type=Path, help="CSV index,mid,display_name or label, or one class a line"

@@ -1,4 +1,4 @@
-"""Files of published AudioMosaic weights to model folders of ours, with their front end, and back."""
+"""Files of published weights to model folders of ours, with their front end, and back."""
 
 import csv
 import logging
@@ -11,6 +11,8 @@ from torch import Tensor
 from almosaic.alm.ltu import WINDOW_FRAMES, with_final_norm
 from almosaic.encoder import AudioMosaicConfig, AudioMosaicForAudioClassification, AudioMosaicModel
 from almosaic.encoder.conversion import HEAD_WIDTH, from_released, to_released
+from almosaic.encoder.matpac import WINDOW_FRAMES as MATPAC_WINDOWS
+from almosaic.encoder.matpac import from_matpac, is_matpac, to_matpac
 from almosaic.errors import AlmosaicError
 from almosaic.features import FRONT_END_PRESETS, AudioMosaicFeatureExtractor, FrontEndSettings
 from almosaic.loading import model_folder, model_type
@@ -36,7 +38,7 @@ def convert_released(
     probe_layer: int | None = None,
     language_model: Path | None = None,
 ) -> None:
-    """Write a published AudioMosaic checkpoint as a model folder with its front end.
+    """Write a published AudioMosaic checkpoint, or MATPAC encoder, as a model folder with its front end.
 
     Of preset `ltu`, a pretraining checkpoint becomes the encoder that LTU starts from, with `fc_norm` as its
     final norm.
@@ -44,7 +46,7 @@ def convert_released(
     Args:
         file: safetensors, or a torch file, which is read without running code from it.
         out: a new or empty folder.
-        preset: of the release: front end and kind of labels.
+        preset: of the release: front end and kind of labels; `matpac` for an encoder of MATPAC or MATPAC++.
         labels: names of a classifier's classes, see `read_labels`.
         std_factor: 2 as in training, 1 as in the preprocessing shipped beside the released weights, which
             also pads clips below 16,000 samples; None = the preset's.
@@ -68,13 +70,12 @@ def convert_released(
         extractor = _front_end(WINDOW_FRAMES, preset, std_factor)
         convert_released_alm(file, out, language_model, extractor, heads=heads)
         return
-    tensors = read_weights(file)
-    if preset == "ltu":
-        tensors = with_final_norm(tensors)
-    try:
-        config, weights = from_released(tensors, preset, num_attention_heads=heads, readout_layer=probe_layer)
-    except AlmosaicError as error:
-        raise AlmosaicError(f"{file}: {error}") from None
+    if preset == "matpac" and (std_factor, probe_layer) != (None, None):
+        raise AlmosaicError(
+            f"expected neither std_factor nor probe_layer with preset matpac, found {std_factor} and "
+            f"{probe_layer}: leave them out"
+        )
+    config, weights = _converted(file, preset, heads, probe_layer)
     if labels is not None:
         _name_classes(config, read_labels(labels), labels)
     extractor = _front_end(config.window_frames, preset, std_factor)
@@ -87,6 +88,25 @@ def convert_released(
         extractor.save_pretrained(temporary)
 
 
+def _converted(
+    file: Path, preset: str, heads: int | None, probe_layer: int | None
+) -> tuple[AudioMosaicConfig, dict[str, Tensor]]:
+    """Config and state dict of ours; what does not fit is told with the file's name."""
+    tensors = read_weights(file)
+    try:
+        if preset == "matpac":
+            return from_matpac(tensors, num_attention_heads=heads)
+        if is_matpac(tensors):
+            raise AlmosaicError(
+                f"expected AudioMosaic weights for preset {preset}, found MATPAC's: give preset matpac"
+            )
+        if preset == "ltu":
+            tensors = with_final_norm(tensors)
+        return from_released(tensors, preset, num_attention_heads=heads, readout_layer=probe_layer)
+    except AlmosaicError as error:
+        raise AlmosaicError(f"{file}: {error}") from None
+
+
 def _single(value: Tensor) -> Tensor:
     """A tensor of its own memory, in single precision where it is a floating one."""
     return value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
@@ -94,7 +114,7 @@ def _single(value: Tensor) -> Tensor:
 
 def _front_end(window_frames: int, preset: str, std_factor: float | None) -> AudioMosaicFeatureExtractor:
     usual = FRONT_END_PRESETS[preset].window_frames
-    if window_frames != usual:
+    if window_frames not in (usual, *(MATPAC_WINDOWS if preset == "matpac" else ())):
         logger.info(
             "the weights are for windows of %d frames, releases of preset %s have %d: check --preset",
             *(window_frames, preset, usual),
@@ -156,7 +176,8 @@ def read_labels(path: Path) -> list[str]:
 def write_released(run_or_model: str | Path, file: Path) -> None:
     """Write a model under the published key names; whole or not at all.
 
-    Of an audio-language model in the form of LTU, encoder, projector and adapters are written.
+    An encoder without norms before its blocks is written as MATPAC's are. Of an audio-language model in the
+    form of LTU, encoder, projector and adapters are written.
 
     Args:
         run_or_model: a model folder, or a run, whose last stage is taken.
@@ -172,7 +193,8 @@ def write_released(run_or_model: str | Path, file: Path) -> None:
         write_released_alm(folder, file)
         return
     config = AudioMosaicConfig.from_pretrained(folder)
-    released = to_released(config, read_weights(folder / WEIGHTS_FILE))
+    back = to_released if config.patch_norm or config.pre_norm else to_matpac
+    released = back(config, read_weights(folder / WEIGHTS_FILE))
     if config.hidden_size != HEAD_WIDTH * config.num_attention_heads:
         logger.info(
             "%d heads of %d channels, which no tensor tells: convert back with --heads %d",

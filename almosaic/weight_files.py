@@ -81,6 +81,10 @@ def _tensors(loaded: Any, file: Path) -> dict[str, Tensor]:
         raise AlmosaicError(
             f"{file}: expected a dictionary of tensors, found {type(loaded).__name__}: give a state dict"
         )
+    # A teacher in a checkpoint of fairseq is a dictionary within the dictionary.
+    nested = {key: value for key, value in loaded.items() if isinstance(value, Mapping)}
+    flat = {f"{key}.{name}": value for key, values in nested.items() for name, value in values.items()}
+    loaded = {key: value for key, value in loaded.items() if key not in nested} | flat
     for key, value in loaded.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise AlmosaicError(

@@ -42,15 +42,15 @@ def published_shapes(released: Mapping[str, Tensor], kind: Kind, config: AudioMo
         "pos_embed": (1, 1 + config.grid.patches, width),
         "patch_embed.proj.weight": (width, 1, patch, patch),
         "patch_embed.proj.bias": (width,),
-        **_norm("patch_embed.norm", width),
-        **_norm("norm_pre", width),
+        **norm_shapes("patch_embed.norm", width),
+        **norm_shapes("norm_pre", width),
     }
     for i in range(config.num_hidden_layers):
-        shapes |= _block(f"blocks.{i}", width, int(config.intermediate_size or 0))
+        shapes |= block_shapes(f"blocks.{i}", width, int(config.intermediate_size or 0))
     if config.final_norm == "layernorm":
-        shapes |= _norm("norm", width)
+        shapes |= norm_shapes("norm", width)
     if kind == "classifier" or (kind == "pretraining" and config.final_norm == "none"):
-        shapes |= _norm("fc_norm", width)
+        shapes |= norm_shapes("fc_norm", width)
     if kind == "classifier":
         shapes |= {"head.weight": (config.num_labels, width), "head.bias": (config.num_labels,)}
         shapes |= _readout(config)
@@ -72,27 +72,29 @@ def _readout(config: AudioMosaicConfig) -> Shapes:
     shapes: Shapes = {ATTENTION_QUERY: (1, heads, 1, width // heads)}
     shapes |= {"attn_key.weight": (width, width), "attn_value.weight": (width, width)}
     for i in range(layers):
-        shapes |= _norm(f"layer_norms.{i}", width)
+        shapes |= norm_shapes(f"layer_norms.{i}", width)
     return shapes
 
 
-def _norm(name: str, width: int) -> Shapes:
+def norm_shapes(name: str, width: int) -> Shapes:
+    """A LayerNorm."""
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
 def _batch_norm(name: str, width: int) -> Shapes:
     statistics: Shapes = {f"{name}.running_mean": (width,), f"{name}.running_var": (width,)}
-    return _norm(name, width) | statistics | {f"{name}.num_batches_tracked": ()}
+    return norm_shapes(name, width) | statistics | {f"{name}.num_batches_tracked": ()}
 
 
-def _block(name: str, width: int, inner: int) -> Shapes:
+def block_shapes(name: str, width: int, inner: int) -> Shapes:
+    """A transformer block with the names of timm."""
     linears = {
         "attn.qkv": (3 * width, width),
         "attn.proj": (width, width),
         "mlp.fc1": (inner, width),
         "mlp.fc2": (width, inner),
     }
-    shapes = _norm(f"{name}.norm1", width) | _norm(f"{name}.norm2", width)
+    shapes = norm_shapes(f"{name}.norm1", width) | norm_shapes(f"{name}.norm2", width)
     for layer, (rows, columns) in linears.items():
         shapes |= {f"{name}.{layer}.weight": (rows, columns), f"{name}.{layer}.bias": (rows,)}
     return shapes
