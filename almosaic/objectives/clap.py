@@ -29,8 +29,9 @@ from almosaic.settings import Settings
 class PairedInfoNCE(SelfInitialised):
     """Symmetric InfoNCE between sounds and texts, with a learned temperature exp(-log_scale), clamped.
 
-    Each sound chooses among the texts of all ranks, and each text among the sounds. Clips that share a text
-    are all answers to it: the target is spread evenly over them, since words cannot tell them apart.
+    Each sound chooses among the texts of all ranks, and each text among the sounds. Clips of one text, as
+    labels make many, do not repel: such texts have one vector, so that naming each clip's own text as the
+    answer has the value and the gradient of a target spread evenly over all of them.
     """
 
     def __init__(self) -> None:
@@ -49,26 +50,28 @@ class PairedInfoNCE(SelfInitialised):
         Args:
             sounds: of the local clips.
             words: of their texts.
-            kinds: [B] int64, equal where clips are answers to one text.
+            kinds: [B] int64, equal for equal texts.
 
         Returns:
-            The mean of both cross-entropies over the local clips; for k clips of one kind neither falls below
-            log(k). Metrics: recall@1 both ways, where any clip of the kind is a hit, and the temperature.
+            The mean of both cross-entropies over the local clips: with k clips of a text neither falls below
+            log(k) for them. Metrics: recall@1 both ways, where every clip of the text is a hit, the share of
+            different texts among all, and the temperature.
         """
         with torch.autocast(sounds.device.type, enabled=False):
             own = F.normalize(torch.stack([sounds, words]).float(), dim=-1)
             everyone = gather_ranks(own).transpose(0, 1).flatten(1, 2)
-            answers = kinds[:, None] == gather_ranks(kinds).flatten()
+            answers = torch.arange(len(sounds), device=sounds.device) + own_rank() * len(sounds)
             temperature = (-self.log_scale.float()).exp().clamp(*TEMPERATURES)
             logits = own @ everyone.flip(0).transpose(1, 2) / temperature  # [2, B, all]: sounds, then words
-            targets = answers / answers.sum(dim=1, keepdim=True)
-            loss = F.cross_entropy(logits.flatten(0, 1), targets.repeat(2, 1))
+            loss = F.cross_entropy(logits.flatten(0, 1), answers.repeat(2))
         with torch.no_grad():
-            hits = answers.gather(1, logits.argmax(dim=2).T).float().mean(dim=0)
+            asked = gather_ranks(kinds).flatten()
+            hits = (asked[logits.argmax(dim=2)] == kinds).float().mean(dim=1)
             metrics = {
                 "clap_loss": loss.detach(),
                 "recall_audio_to_text": hits[0],
                 "recall_text_to_audio": hits[1],
+                "different_texts": torch.full_like(hits[0], len(asked.unique()) / len(asked)),
                 "temperature": temperature.detach().squeeze(),
             }
         return loss, metrics
@@ -81,8 +84,6 @@ class ClapSettings(Settings):
         text_encoder: the one that is trained beside the encoder.
         projection_hidden: inner width of the audio projection.
         projection_size: width P of the vectors that are compared.
-        equal_texts: `attract` makes all clips of one text answers to it; `repel` makes each clip's own text
-            the only answer, as in the papers, where captions hardly ever repeat. Labels do all the time.
         cache_chunk: as of the contrastive objective: encode this many clips of a process at a time.
         lid_neighbours: of a clip, for the metrics `lid_mean` and `lid_var`; None leaves these out.
     """
@@ -91,7 +92,6 @@ class ClapSettings(Settings):
     text_encoder: TextEncoderSettings = TextEncoderSettings()
     projection_hidden: Annotated[int, Field(gt=0)] = 512
     projection_size: Annotated[int, Field(gt=0)] = 256
-    equal_texts: Literal["attract", "repel"] = "attract"
     cache_chunk: Annotated[int, Field(ge=2)] | None = None
     lid_neighbours: Annotated[int, Field(ge=2)] | None = 32
 
@@ -138,7 +138,7 @@ class ClapObjective(Objective):
         noise = None if path_noise is None else path_noise[0]
         chunk = self.settings.cache_chunk
         pooled = pooled_features(encoder, views[0], masks[0].ids_keep, noise, chunk=chunk)
-        kinds = self._kinds(known).to(pooled.device)
+        kinds = torch.tensor([text_hash(text) for text in known], device=pooled.device)
         loss, metrics = self.loss(self.head(pooled), self.embed_texts(known), kinds)
         metrics["kept_padding"] = masks[0].kept_padding
         if self.measures:
@@ -161,12 +161,6 @@ class ClapObjective(Objective):
         """Texts to un-normalised vectors [n, P]; AlmosaicError where one is empty or too long."""
         z: Tensor = self.text_projector(self.text_encoder(texts))
         return z
-
-    def _kinds(self, texts: Sequence[str]) -> Tensor:
-        """[B] int64: a hash of each text, or, where equal texts repel, the number of its row."""
-        if self.settings.equal_texts == "repel":
-            return torch.arange(len(texts)) + own_rank() * len(texts)
-        return torch.tensor([text_hash(text) for text in texts])
 
     def _check(self, views: list[Tensor], masks: list[PatchMask], texts: list[str] | None) -> list[str]:
         """The texts, once everything fits."""
