@@ -159,7 +159,7 @@ class Chat:
     def picture(self, path: str, waveform: NDArray[np.float32]) -> NDArray[np.uint8]:
         """The spectrogram of a clip, drawn once: an upload's path stands for what is in the file."""
         if path not in self.pictures:
-            self.pictures[path] = spectrogram(waveform)
+            self.pictures[path] = spectrogram(waveform, self.processor.feature_extractor)
         self.pictures.move_to_end(path)
         if len(self.pictures) > PICTURES_KEPT:
             self.pictures.popitem(last=False)
@@ -272,13 +272,17 @@ def upload(file: Any) -> str:
     return str(path)
 
 
-def spectrogram(waveform: NDArray[np.float32]) -> NDArray[np.uint8]:
+def spectrogram(waveform: NDArray[np.float32], front_end: Any) -> NDArray[np.uint8]:
     """Picture [height, width, 3] of the log-mel that the model hears: time to the right, pitch upwards."""
     import torch
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    log_mel, frames = log_mel_fbank(torch.from_numpy(waveform)[None])
+    log_mel, frames = log_mel_fbank(
+        torch.from_numpy(waveform)[None],
+        num_mel_bins=front_end.num_mel_bins,
+        front_end=front_end.front_end,
+    )
     figure = Figure(figsize=(4.0, 3.2), dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()

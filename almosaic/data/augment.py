@@ -85,7 +85,7 @@ def augment_log_mel(
     frames: Tensor,
     steps: Sequence[AugmentStep],
     draws: Draws,
-    front_end: FrontEnd = "kaldi",
+    front_end: FrontEnd,
 ) -> Tensor:
     """Apply the log-mel steps of `steps`, in order, to un-normalised log-mel [B, T', F] of `frames` [B].
 

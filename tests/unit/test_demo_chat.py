@@ -65,7 +65,9 @@ def test_a_second_question_does_not_run_the_encoder(
 ) -> None:
     drawn: list[int] = []
     draw = app.spectrogram
-    monkeypatch.setattr(app, "spectrogram", lambda samples: drawn.append(len(samples)) or draw(samples))
+    monkeypatch.setattr(
+        app, "spectrogram", lambda samples, ears: drawn.append(len(samples)) or draw(samples, ears)
+    )
     talk = Talk(chat)
     dog, bell = upload(tmp_path, "dog.wav", 1.5), upload(tmp_path, "bell.wav", 0.5, 1)
     first, pictures, _ = talk.say("what do you hear", dog)
@@ -133,7 +135,7 @@ def test_what_does_not_work_is_a_bubble_with_the_limit_and_the_chat_goes_on(
 
 def test_pictures_are_bounded(chat: app.Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "PICTURES_KEPT", 2)
-    monkeypatch.setattr(app, "spectrogram", lambda samples: np.zeros((1, 1, 3), np.uint8))
+    monkeypatch.setattr(app, "spectrogram", lambda *_: np.zeros((1, 1, 3), np.uint8))
     for path in ("a", "b", "a", "c"):
         chat.picture(path, np.zeros(400, np.float32))
     assert list(chat.pictures) == ["a", "c"]

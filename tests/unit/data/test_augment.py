@@ -205,7 +205,7 @@ def test_inputs_are_left_alone():
     waveforms, log_mel = noise(3), torch.randn(3, 20, 8)
     before = waveforms.clone(), log_mel.clone()
     changed(waveforms, *EVERY_WAVEFORM_STEP)
-    augment_log_mel(log_mel, torch.tensor([20, 10, 5]), EVERY_LOG_MEL_STEP, Draws((0,), range(3)))
+    augment_log_mel(log_mel, torch.tensor([20, 10, 5]), EVERY_LOG_MEL_STEP, Draws((0,), range(3)), "kaldi")
     assert torch.equal(waveforms, before[0]) and torch.equal(log_mel, before[1])
 
 
@@ -223,13 +223,14 @@ def test_one_list_serves_both_domains():
     assert torch.equal(changed(waveforms, *EVERY_LOG_MEL_STEP), waveforms)
     assert not torch.equal(changed(waveforms, *steps), waveforms)
     log_mel, frames = log_mel_fbank(waveforms)
-    assert torch.equal(augment_log_mel(log_mel, frames, EVERY_WAVEFORM_STEP, Draws((0,), range(4))), log_mel)
+    found = augment_log_mel(log_mel, frames, EVERY_WAVEFORM_STEP, Draws((0,), range(4)), "kaldi")
+    assert torch.equal(found, log_mel)
 
 
 def test_log_gain_is_a_gain():
     waveforms = noise(200, 4000)
     log_mel, frames = log_mel_fbank(waveforms)
-    found = augment_log_mel(log_mel, frames, [LogGain()], Draws((0,), range(200)))
+    found = augment_log_mel(log_mel, frames, [LogGain()], Draws((0,), range(200)), "kaldi")
     assert found.min() == pytest.approx(LOG_FLOOR, abs=1e-5)  # a waveform's gain does not move it either
     gain_db = (found - log_mel)[:, 0, 60].numpy() * 10 / np.log(10)
     assert_uniform(gain_db, -6, 6)
@@ -257,11 +258,10 @@ def test_log_noise_is_the_mean_of_added_white_noise(front_end, bins):
 
 
 def test_levels_of_log_noise_are_drawn_in_decibels():
-    found = augment_log_mel(
-        torch.full((1, 4, 128), -30.0), torch.tensor([4]), [LogNoise(level_db=(-50, -50))], Draws((0,), [0])
-    )
-    silence = torch.full((300, 4, 128), -30.0)
-    levels = augment_log_mel(silence, torch.full((300,), 4), [LogNoise()], Draws((0,), range(300)))[:, 0, 90]
+    silence, draws = torch.full((300, 4, 128), -30.0), Draws((0,), range(300))
+    steps = [LogNoise(level_db=(-50, -50))]
+    found = augment_log_mel(silence[:1], torch.tensor([4]), steps, Draws((0,), [0]), "kaldi")
+    levels = augment_log_mel(silence, torch.full((300,), 4), [LogNoise()], draws, "kaldi")[:, 0, 90]
     assert levels.min() > -30
     assert_uniform((levels - found[0, 0, 90]).numpy() * 10 / np.log(10) - 50, -70, -40)
 
@@ -270,7 +270,7 @@ def test_log_roll_stays_inside_the_clip():
     frames = torch.arange(30, 430)
     log_mel = (torch.arange(1.0, 431.0)[:, None] + torch.zeros(2)).repeat(400, 1, 1)
     log_mel[torch.arange(430) >= frames[:, None]] = 0.0
-    found = augment_log_mel(log_mel, frames, [LogRoll(max_frames=10)], Draws((0,), range(400)))
+    found = augment_log_mel(log_mel, frames, [LogRoll(max_frames=10)], Draws((0,), range(400)), "kaldi")
     shifts = []
     for row, before, count in zip(found.numpy(), log_mel.numpy(), frames.tolist(), strict=True):
         shift = int(row[:count, 0].argmin())
@@ -278,16 +278,17 @@ def test_log_roll_stays_inside_the_clip():
         np.testing.assert_array_equal(row[:count], np.roll(before[:count], shifts[-1], axis=0))
         assert (row[count:] == 0).all()
     assert set(shifts) == set(range(-10, 11))
-    short = augment_log_mel(log_mel[:, :3], torch.full((400,), 3), [LogRoll()], Draws((0,), range(400)))
+    draws = Draws((0,), range(400))
+    short = augment_log_mel(log_mel[:, :3], torch.full((400,), 3), [LogRoll()], draws, "kaldi")
     assert (short.sort(1).values == log_mel[:, :3]).all()
 
 
 def test_log_mel_does_not_depend_on_the_batch():
     log_mel, frames = torch.randn(3, 50, 16) - 5, torch.tensor([50, 20, 33])
-    together = augment_log_mel(log_mel, frames, EVERY_LOG_MEL_STEP, Draws((3,), [5, 6, 7]))
+    together = augment_log_mel(log_mel, frames, EVERY_LOG_MEL_STEP, Draws((3,), [5, 6, 7]), "kaldi")
     for row, count in enumerate(frames.tolist()):
         alone = augment_log_mel(
-            log_mel[row, None, :count], frames[row, None], EVERY_LOG_MEL_STEP, Draws((3,), [5 + row])
+            log_mel[row, None, :count], frames[row, None], EVERY_LOG_MEL_STEP, Draws((3,), [5 + row]), "kaldi"
         )
         assert torch.equal(together[row, :count], alone[0])
         assert (together[row, count:] == 0).all()
