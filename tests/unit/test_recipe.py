@@ -182,3 +182,34 @@ def test_stage_ids_are_unique(tmp_path: Path) -> None:
     path = tmp_path / "references.yaml"
     path.write_text(REFERENCES.replace("FROM", "encoder").replace("id: eval", "id: encoder"))
     assert "two stages have the id encoder" in message(path)
+
+
+def test_a_merge_key_takes_over_what_a_mapping_does_not_say(tmp_path: Path) -> None:
+    """Also of a mapping that has itself taken over; what is said replaces the whole value."""
+    path = tmp_path / "merged.yaml"
+    path.write_text(
+        "task: curriculum\nname: merged\nstages:\n"
+        "  - &first {id: a, task: pretrain, optim: {steps: 3, batch_size: 8}, data: [{name: sounds}]}\n"
+        "  - &second {<<: *first, id: b, optim: &short {steps: 1}}\n"
+        "  - {<<: *second, id: c, seed: 5, optim: {<<: *short, batch_size: 4}}\n"
+    )
+    a, b, c = load_recipe(path).stages
+    assert [stage.id for stage in (a, b, c)] == ["a", "b", "c"] and a.data == b.data == c.data
+    assert (a.optim.steps, a.optim.batch_size) == (3, 8)
+    assert (b.optim.steps, b.optim.batch_size, b.seed) == (1, 64, None)
+    assert (c.optim.steps, c.optim.batch_size, c.seed) == (1, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: {b: 1, b: 2}", "key 'b' is given twice"),
+        ("a: &x {b: 1}\nc: {<<: *x, <<: *x}", "key '<<' is given twice"),
+        ("a: {<<: 3}", "expected a mapping or list of mappings for merging"),
+        ("? [a, b]\n: 1", "a key must be one word"),
+    ],
+)
+def test_yaml_that_says_too_much_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    assert expected in message(path)
