@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from almosaic.encoder.configuration import AudioMosaicConfig
@@ -90,6 +90,15 @@ class MatpacSettings(Settings):
     encoder_decay: tuple[Share, Share] = (0.99995, 0.99999)
     classification: ClassificationSettings | None = ClassificationSettings()
     lid_neighbours: Annotated[int, Field(ge=2)] | None = 32
+
+    @model_validator(mode="after")
+    def _check(self) -> "MatpacSettings":
+        if self.prediction_weight == 0.0 and (self.classification is None or self.classification.weight == 0):
+            raise ValueError(
+                "expected a loss to train on, found prediction_weight 0 and none of the classification: "
+                "raise one of the two weights"
+            )
+        return self
 
 
 class MatpacObjective(Objective):
