@@ -31,7 +31,7 @@ def block_count(grid: PatchGrid, ratio: float, *, block: int, adjust: float, inv
             f"expected block to be 1 to {min(grid.time, grid.freq)} for {grid.time} x {grid.freq} patches, "
             f"found {block}: lower block or use a larger window"
         )
-    share = (1.0 - ratio if inverse else ratio) + adjust
+    share = _in_blocks(ratio, inverse) + adjust
     count = math.floor(grid.patches * share / block**2 + 1e-6)
     if count < 1:
         raise AlmosaicError(
@@ -39,6 +39,11 @@ def block_count(grid: PatchGrid, ratio: float, *, block: int, adjust: float, inv
             f"{grid.patches}: lower block or change ratio"
         )
     return count
+
+
+def _in_blocks(ratio: float, inverse: bool) -> float:
+    """Share of the patches that blocks make up."""
+    return 1.0 - ratio if inverse else ratio
 
 
 def block_score_count(grid: PatchGrid, ratio: float, *, block: int, adjust: float, inverse: bool) -> int:
@@ -82,8 +87,10 @@ def block_mask_from_uniforms(
         )
     real = None if valid is None else rows_of(valid.to(uniforms.device), len(uniforms))
     centres = _centres(uniforms[:, :blocks], grid, real)
-    if not inverse and real is not None:
-        centres = _fewer(centres, (~real).sum(dim=1), blocks * block**2, block)
+    if real is not None:  # as many blocks as on a grid of the real patches alone
+        padding = (~real).sum(dim=1).double() * (adjust if inverse else 1.0 + adjust)
+        area = grid.patches * (_in_blocks(ratio, inverse) + adjust) - padding
+        centres = _first(centres, (area / block**2 + 1e-6).floor().clamp_min(1))
     keys = uniforms[:, blocks:] + (union_of_blocks(grid, centres, block) == inverse)
     if real is not None:  # padding comes last, the first of it first
         keys = torch.where(real, keys, -torch.arange(1.0, grid.patches + 1, device=keys.device))
@@ -111,10 +118,9 @@ def _centres(uniforms: Tensor, grid: PatchGrid, real: Tensor | None) -> Tensor:
     return torch.searchsorted(passed, number, right=True).clamp_max(grid.patches - 1)
 
 
-def _fewer(centres: Tensor, padding: Tensor, covered: int, block: int) -> Tensor:
-    """Where padding [R] makes up part of what is masked, only as many of the centres as the rest needs."""
-    count = ((covered - padding) // block**2).clamp_min(1)
-    spare = torch.arange(centres.shape[1], device=centres.device) >= count[:, None]
+def _first(centres: Tensor, counts: Tensor) -> Tensor:
+    """The first `counts` [R] of the centres [R, n]; the others move onto the first."""
+    spare = torch.arange(centres.shape[1], device=centres.device) >= counts[:, None]
     return torch.where(spare, centres[:, :1], centres)
 
 

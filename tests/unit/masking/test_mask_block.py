@@ -119,12 +119,13 @@ def test_block_masks_hide_in_blocks_what_inverse_ones_show():
     assert beside(uniform) < 0.25 and beside(~uniform) < 0.83
 
 
-def test_centres_fall_on_real_patches():
+def test_centres_fall_on_real_patches_as_if_there_were_no_others():
+    """102 visible of 160 real patches are 4 blocks' worth, where 102 of 512 are 5."""
     valid = GRID.valid_patches(torch.arange(64) < torch.tensor([[64], [20]]))
     uniforms = drawn(2, 517)
     uniforms[:, :5] = torch.tensor([0.0, 0.25, 0.5, 0.75, 1 - 2**-24])
     kept = block_mask_from_uniforms(GRID, uniforms, 0.8, valid=valid).kept
-    for row, tokens in enumerate([[0, 128, 256, 384, 511], [0, 40, 80, 120, 159]]):
+    for row, tokens in enumerate([[0, 128, 256, 384, 511], [0, 40, 80, 120]]):
         union = union_of_blocks(GRID, torch.tensor([tokens]), 5)[0] & valid[row]
         assert union.sum() <= 102 and kept[row][union].all()
 
