@@ -59,9 +59,9 @@ def finish(*processes, log):
     assert [process.exitcode for process in processes] == [0] * len(processes), Path(log).read_text()[-3000:]
 
 
-def train(folder, changes):
-    """The command `almosaic train smoke/pretrain --resume` into `folder`."""
-    status = main(["train", "smoke/pretrain", f"output={folder}", *changes, "--resume"])
+def train(folder, changes, recipe="smoke/pretrain"):
+    """The command `almosaic train RECIPE --resume` into `folder`."""
+    status = main(["train", recipe, f"output={folder}", *changes, "--resume"])
     assert status == 0
 
 
@@ -120,9 +120,9 @@ def _train_as_rank(folder, changes):
     torch.distributed.destroy_process_group()
 
 
-def lines(folder):
-    """Everything that a finished run has logged, step by step, but for how long it took."""
-    log = json.loads((Path(folder) / "stages/pretrain/training_log.json").read_text())
+def lines(folder, stage="pretrain"):
+    """Everything that a stage of a finished run has logged, step by step, but for how long it took."""
+    log = json.loads((Path(folder) / f"stages/{stage}/training_log.json").read_text())
     return [line for line in log if "train_runtime" not in line]
 
 

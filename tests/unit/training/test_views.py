@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from almosaic.data.augment import Draws
 from almosaic.data.clips import BadClips
 from almosaic.features import AudioMosaicFeatureExtractor
-from almosaic.masking import PatchGrid, PatchMask, dispersion
+from almosaic.masking import PatchGrid, PatchMask, dispersion, mask_from_scores
 from almosaic.training.log_mel_pool import LogMelPool
 from almosaic.training.views import ViewMaker
 
@@ -75,6 +76,12 @@ def test_several_masks_of_a_clip_are_rows_and_the_first_is_that_of_one_mask(mask
         assert all(not torch.equal(kept[:, left], kept[:, right]) for left, right in ((0, 1), (0, 2), (1, 2)))
         assert torch.equal(three["masks"][number].valid, one["masks"][number].valid.repeat_interleave(3, 0))
     noise = three["path_noise"][0]
+    drawn = Draws((0, "s", 1, 0), [3, 5, 8])
+    assert torch.equal(one["path_noise"][0], drawn.uniform("drop path", 4).view(3, 2, 2)), "as it always was"
+    if mask["name"] == "random":
+        scores = drawn.uniform("mask", 104)
+        expected = mask_from_scores(PatchGrid(13, 8), scores, 0.7, valid=one["masks"][0].valid)
+        assert same(one["masks"][0], expected)
     assert noise.shape == (9, 2, 2) and len(noise.flatten(1).unique(dim=0)) == 9
 
 
