@@ -41,6 +41,10 @@ def extractor():
     return AudioMosaicFeatureExtractor(window_frames=64)
 
 
+def front_end(**fields):
+    return AudioMosaicFeatureExtractor(window_frames=64, **fields)
+
+
 def make_tower(seed=0):
     torch.manual_seed(seed)
     config = AudioMosaicConfig.from_preset("tiny", hidden_size=24, num_hidden_layers=2, window_frames=64)
@@ -98,8 +102,10 @@ def test_another_encoder_front_end_layer_or_clip_set_has_another_cache(tower, ex
         build(tower, extractor, Clips(), tmp_path, layer=1).folder,
         build(tower, extractor, Clips(name="b"), tmp_path).folder,
         FeatureCache.build(tower, extractor, Clips(), 4, tmp_path, progress=False).folder,
+        build(tower, front_end(front_end="slaney"), Clips(), tmp_path).folder,
+        build(tower, front_end(zeros_in="normalised"), Clips(), tmp_path).folder,
     }
-    assert len(folders) == 6
+    assert len(folders) == 8
 
 
 @pytest.mark.parametrize("damage", ["key", "tokens", "header"])

@@ -57,14 +57,16 @@ def test_cached_features_are_those_that_embed_gives(tmp_path, monkeypatch, pooli
 
 
 def test_the_front_ends_own_limits_hold(tmp_path):
-    """Readers whose front ends cut clips to different lengths do not share a spectrum."""
+    """Readers whose front ends cut clips to other lengths, or have other filters, do not share a spectrum."""
     limits = {"min_samples": 9000, "max_samples": 20_000, "long_clips": "centre"}
     limited = AudioMosaicFeatureExtractor(window_frames=WINDOW_FRAMES, **limits)
-    readers = {"free": EncoderReader(encoder(), EXTRACTOR), "limited": EncoderReader(encoder(), limited)}
+    slaney = AudioMosaicFeatureExtractor(window_frames=WINDOW_FRAMES, front_end="slaney")
+    extractors = {"free": EXTRACTOR, "limited": limited, "slaney": slaney}
+    readers = {name: EncoderReader(encoder(), extractor) for name, extractor in extractors.items()}
     clips = Clips()
     found = layer_features(readers, clips, tmp_path)
     sources = [(clips.waveform(index, 0), 16_000) for index in range(4)]
-    for name, extractor in (("free", EXTRACTOR), ("limited", limited)):
+    for name, extractor in extractors.items():
         expected = np.stack([v for _, v in embed(encoder(), sources, None, 2, extractor, pooling="mean")])
         np.testing.assert_allclose(found[name].at(None), expected, atol=2e-5)
 
