@@ -21,6 +21,7 @@ def several():
         mean("<y>", "knn", 0.45, k=10),
         mean("<y>", "per_layer", 0.1, layer=0),
         mean("hand features", "linear SVM", 0.2),
+        mean("majority class", "majority", 0.02),
     ]
 
 
@@ -30,7 +31,10 @@ def test_one_chart_for_each_probe_that_several_have():
     titles = [text.firstChild.data for text in texts if text.getAttribute("class") == "t"]
     assert titles == ["linear, %", "kNN, k = 10, %"]
     said = [title.firstChild.data for title in drawn.getElementsByTagName("title")]
-    assert said[0] == "x: 60.0 (55.0 to 65.0)" and len(said) == 4
+    assert said[:2] == ["hand features: 20.0", "x: 60.0 (55.0 to 65.0)"] and len(said) == 6
+    dashed = [one for one in drawn.getElementsByTagName("path") if one.getAttribute("class") == "c"]
+    assert len(dashed) == 2 and "dashed: hand features" in scores_svg(several())
+    assert "majority" not in scores_svg(several())
     circles = drawn.getElementsByTagName("circle")
     rings = [float(one.getAttribute("cx")) for one in circles if one.getAttribute("class") == "r"]
     dots = [float(one.getAttribute("cx")) for one in circles if not one.getAttribute("class")]
