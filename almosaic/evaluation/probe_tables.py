@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from almosaic.evaluation.budgets import shown_minutes, shown_tokens
-from almosaic.evaluation.cells import Table, percent, with_margin
+from almosaic.evaluation.cells import Table, percent, points, with_margin
 
 Rows = Sequence[Mapping[str, Any]]
 PER_LAYER = "per_layer"
@@ -17,6 +17,8 @@ def probe_tables(results: Mapping[str, Any]) -> list[Table]:
     """One set in detail, or encoders and protocols against sets; blocks in a table of their own."""
     rows = results["probe"]
     found = [score_table(results) if len(sets_of(rows)) > 1 else detail_table(rows)]
+    if apart := difference_table(results):
+        found.append(apart)
     curves = layer_curves(rows)
     if curves and len(sets_of(rows)) > 1:
         found.append(layer_table(curves))
@@ -83,6 +85,26 @@ def encoder_table(results: Mapping[str, Any]) -> Table | None:
     if not body:
         return None
     return Table("Each encoder by itself, in %", ["features", "probe", "encoder", *sets, "mean"], body)
+
+
+def difference_table(results: Mapping[str, Any]) -> Table | None:
+    """Means of things with repetitions against the first one; None where there are none to compare."""
+    rows = [row for row in results.get("probe_means") or [] if "runs" in row and row["protocol"] != PER_LAYER]
+    apart = {_line(row): row["difference"] for row in rows if "difference" in row}
+    if not apart:
+        return None
+    probes = list(dict.fromkeys(probe for _, probe in apart))
+    body = []
+    for features in dict.fromkeys(features for features, _ in apart):
+        own = [apart.get((features, probe)) for probe in probes]
+        body.append([features, *("–" if one is None else _points_with_interval(one) for one in own)])
+    first = ", ".join(dict.fromkeys(one["to"] for one in apart.values()))
+    title = f"Mean over sets against {first}, in points, with the 95 % interval (of the same clips)"
+    return Table(title, ["features", *probes], body)
+
+
+def _points_with_interval(one: Mapping[str, Any]) -> str:
+    return f"{points(one['score'])} ({points(one['low'])} to {points(one['high'])})"
 
 
 def _lines(rows: Rows) -> dict[tuple[str, str], dict[str, Mapping[str, Any]]]:

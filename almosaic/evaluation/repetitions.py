@@ -59,15 +59,16 @@ def _weighted(
     return found
 
 
-def over_encoders(scores: Array) -> Array:
+def over_encoders(scores: Array, name: str = "") -> Array:
     """Means [R] over encoders that are drawn anew in each resample, of their scores [R, n].
 
-    The draws depend on R and n alone, so that an encoder stays in or out on all sets together.
+    The draws depend on R, n and the name of the thing, so that an encoder stays in or out on all sets
+    together, and those of other things apart.
     """
     resamples, count = scores.shape
     if count == 1:
         return scores[:, 0]
-    chosen = draws.generator("encoders", resamples, count).integers(count, size=scores.shape)
+    chosen = draws.generator("encoders", name, resamples, count).integers(count, size=scores.shape)
     middle: Array = scores.mean(axis=1)
     drawn: Array = np.take_along_axis(scores, chosen, axis=1).mean(axis=1)
     widened: Array = middle + (count / (count - 1)) ** 0.5 * (drawn - middle)
@@ -131,28 +132,39 @@ class SetMeans:
         self._found.setdefault(probe, []).append((row, scores))
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row for each probe that every set has: `features`, what tells it apart, score and interval."""
-        found = []
-        for own in self._found.values():
+        """One row for each probe that every set has: `features`, what tells it apart, score and interval.
+
+        All but the first of a probe also have the `difference` of their score to that one: the clips of a
+        resample are the same for both, so that it is surer than two intervals beside each other.
+        """
+        found: list[dict[str, Any]] = []
+        firsts: dict[tuple[Any, ...], tuple[dict[str, Any], Array]] = {}
+        for (features, *probe), own in self._found.items():
             if tuple(row["set"] for row, _ in own) != self.sets:
                 continue
-            first = own[0][0]
             shortest = min(len(scores) for _, scores in own)  # mAP is resampled less often
             mean = np.mean([scores[:shortest] for _, scores in own], axis=0)
-            low, high = percentile_interval(over_encoders(mean))
-            found.append(
-                {
-                    "features": first["features"],
-                    **{key: first[key] for key in PROBE_KEYS if key in first},
-                    "sets": list(self.sets),
-                    "score": float(np.mean([row["score"] for row, _ in own])),
-                    "low": low,
-                    "high": high,
-                    "interval": interval_name(mean.shape[1]),
-                    **_mean_runs([row for row, _ in own]),
-                }
-            )
+            drawn = over_encoders(mean, features)
+            score = float(np.mean([row["score"] for row, _ in own]))
+            row = {
+                "features": features,
+                **{key: own[0][0][key] for key in PROBE_KEYS if key in own[0][0]},
+                "sets": list(self.sets),
+                **_with_interval(score, drawn),
+                "interval": interval_name(mean.shape[1]),
+                **_mean_runs([row for row, _ in own]),
+            }
+            first, other = firsts.setdefault(tuple(probe), (row, drawn))
+            if first is not row:
+                apart = _with_interval(score - first["score"], drawn - other)
+                row["difference"] = {"to": first["features"], **apart}
+            found.append(row)
         return found
+
+
+def _with_interval(score: float, drawn: Array) -> dict[str, float]:
+    low, high = percentile_interval(drawn)
+    return {"score": score, "low": low, "high": high}
 
 
 def _mean_runs(rows: Sequence[Row]) -> dict[str, Any]:

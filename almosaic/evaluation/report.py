@@ -31,6 +31,7 @@ from almosaic.evaluation.curves import curves_svg, picture
 from almosaic.evaluation.plots import event_strip, interval_line, share_bars, spectrogram_uri, wav_uri
 from almosaic.evaluation.probe_tables import (
     detail_table,
+    difference_table,
     encoder_table,
     layer_curves,
     layer_table,
@@ -166,6 +167,8 @@ def _probes(results: Results) -> str:
         body = f"<p>{escape(shown.title)}</p>" + page.html_table(shown.header, shown.rows)
         if means := results.get("probe_means"):
             body += f"<p>Mean over sets, with its interval</p>{scores_svg(means)}"
+        if apart := difference_table(results):
+            body += f"<p>{escape(apart.title)}</p>" + page.html_table(apart.header, apart.rows)
         if single := encoder_table(results):
             each = page.html_table(single.header, single.rows)
             body += f"<details><summary>{escape(single.title)}</summary>{each}</details>"

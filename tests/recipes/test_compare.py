@@ -47,18 +47,19 @@ def flat(tree: Any, place: str = "") -> dict[str, Any]:
 
 def test_every_stage_has_one_budget_and_nothing_else_differs(recipe: Curriculum) -> None:
     stages = trained(recipe)
+    (wanted,) = {stage.encoder_tokens for stage in stages}
     for stage in stages:
         budget = Budget.of(stage, window_grid(stage))
         spent = budget.optim.steps * budget.tokens_per_step
-        assert 12_000_000 <= spent < 12_000_000 + budget.tokens_per_step <= 12_020_000, stage.id
+        assert wanted <= spent < 1.002 * wanted, stage.id
     tree = {entry["id"]: flat(entry) for entry in resolve(recipe)["stages"]}
     first = tree[stages[0].id]
     free = OWN[recipe.name.removeprefix("compare-")] | {"id", "seed"}
     for stage in stages:
         differs = {key for key in first.keys() | tree[stage.id] if first.get(key) != tree[stage.id].get(key)}
         assert differs <= free, stage.id
-        rows = stage.optim.batch_size * stage.views[0].masks
-        assert rows == 64, "rows of a step are the same, however many clips they come from"
+    rows = {stage.optim.batch_size * stage.views[0].masks for stage in stages}
+    assert len(rows) == 1, "a step has as many rows, however many clips they come from"
 
 
 def test_the_untrained_ones_differ_in_length_alone(recipe: Curriculum) -> None:
@@ -158,6 +159,7 @@ def test_a_tiny_comparison_of_objectives_runs_to_its_table(
     assert {name for name, _ in rows} == set(probed)
     assert [run["encoder"] for run in rows["contrastive", "esc50"]["runs"]] == probed["contrastive"]
     assert {row["features"] for row in results["probe_means"]} >= set(probed)
+    assert "Mean over sets against contrastive, in points" in printed
     spent = {name: budget["encoder_tokens"] for name, budget in results["budgets"].items()}
     assert spent.pop("untrained") == 0 and len(spent) == len(probed) - 1
     assert all(2000 <= tokens < 2000 + 6 * 258 for tokens in spent.values())

@@ -150,3 +150,20 @@ def test_a_comparison_of_five_sets_fits_a_terminal():
     lines = [line for line in text.splitlines() if "117.0M" in line]
     assert len(lines) == 9 and "…" not in text and max(map(len, text.splitlines())) <= 118
     assert all(line.count("52.3 ±3.0") == 6 and "83.3" in line for line in lines)
+
+
+def test_things_with_repetitions_are_compared_with_the_first():
+    results = compared()
+    (first,) = results["probe_means"]
+    other = first | {
+        "features": "y",
+        "runs": [],
+        "difference": {"to": "x", "score": 0.031, "low": -0.01, "high": 0.07},
+    }
+    results["probe_means"] = [first | {"runs": []}, other, {**other, "protocol": "knn", "k": 10}]
+    _, apart = probe_tables(results)
+    assert apart.header == ["features", "linear", "kNN, k = 10"]
+    assert apart.rows == [["y", "+3.1 (−1.0 to +7.0)", "+3.1 (−1.0 to +7.0)"]]
+    assert apart.title.startswith("Mean over sets against x, in points")
+    del other["runs"]
+    assert len(probe_tables(results | {"probe_means": [first, other]})) == 1, "single encoders have one table"

@@ -152,3 +152,37 @@ def test_sets_of_map_and_accuracy_meet_in_one_mean():
     means.add(set_row("birds", "x", 0.4), np.full((RESAMPLES, 1), 0.4))
     means.add(set_row("bells", "x", 0.6), np.full((500, 1), 0.6))
     assert means.rows()[0]["low"] == means.rows()[0]["high"] == 0.5
+
+
+def test_differences_are_of_the_same_clips_and_of_encoders_drawn_apart():
+    """Both go up and down with the clips: their difference does not, and is surer than either."""
+    rng, means = np.random.default_rng(0), SetMeans(["birds", "bells"])
+    for name in means.sets:
+        clips = rng.normal(0, 0.05, (RESAMPLES, 1))
+        for thing, base in (("x", [0.5, 0.5]), ("y", [0.55, 0.55]), ("z", [0.4, 0.6])):
+            runs = [
+                {"encoder": f"{thing}_{seed}", "score": score}
+                for seed, score in zip((7, 8), base, strict=True)
+            ]
+            means.add(set_row(name, thing, np.mean(base), runs=runs), np.array(base)[None] + clips)
+    means.add(set_row("birds", "x", 0.1, protocol="linear", k=None), np.full((RESAMPLES, 2), 0.1))
+    first, second, third = means.rows()
+    assert "difference" not in first and second["low"] < first["high"], "the intervals overlap"
+    sure = second["difference"]
+    assert sure == {
+        "to": "x",
+        "score": pytest.approx(0.05),
+        "low": pytest.approx(0.05),
+        "high": pytest.approx(0.05),
+    }
+    apart = third["difference"]
+    assert apart["score"] == pytest.approx(0.0)
+    assert (apart["low"], apart["high"]) == pytest.approx((-(2**0.5) * 0.1, 2**0.5 * 0.1))
+
+
+def test_encoders_of_two_things_are_drawn_apart():
+    """The same scores under two names: what is drawn of one says nothing of the other."""
+    column = np.tile([0.4, 0.6], (RESAMPLES, 1))
+    assert np.array_equal(over_encoders(column, "x"), over_encoders(column, "x"))
+    together = np.corrcoef(over_encoders(column, "x"), over_encoders(column, "y"))[0, 1]
+    assert abs(together) < 0.1
