@@ -16,9 +16,9 @@ def several():
     rings = {"runs": [{"encoder": "x_7", "score": 0.58}, {"encoder": "x_8", "score": 0.62}]}
     return [
         mean("x", "linear", 0.6, **rings),
-        mean("x", "knn", 0.5, k=10),
         mean("<y>", "linear", 0.7),
         mean("<y>", "knn", 0.45, k=10),
+        mean("x", "knn", 0.5, k=10),
         mean("<y>", "per_layer", 0.1, layer=0),
         mean("hand features", "linear SVM", 0.2),
         mean("majority class", "majority", 0.02),
@@ -48,7 +48,7 @@ def test_a_thing_has_one_place_and_one_colour_in_every_chart():
     groups = xml.dom.minidom.parseString(scores_svg(several())).getElementsByTagName("circle")
     dots = [one for one in groups if not one.getAttribute("class")]
     looks = [(dot.getAttribute("cy"), dot.getAttribute("fill")) for dot in dots]
-    assert looks[0] == looks[2] and looks[1] == looks[3] and looks[0] != looks[1]
+    assert looks[0] == looks[3] and looks[1] == looks[2] and looks[0] != looks[1]
 
 
 def test_scores_stay_inside_the_chart():
