@@ -225,6 +225,8 @@ def _stage_row(stage: StageRecord) -> list[str]:
     optim = settings.get("optim", {})
     length = f"{optim['steps']:,} steps" if optim.get("steps") is not None else ""
     length = f"{optim['epochs']:g} epochs" if optim.get("epochs") is not None else length
+    tokens = settings.get("encoder_tokens")
+    length = f"{tokens:,} encoder tokens" if tokens is not None else length
     length += f" over {stage.rows:,} rows" if stage.rows else ""
     rate = optim.get("learning_rate", "")
     if isinstance(rate, dict):

@@ -94,6 +94,12 @@ def test_authors_are_listed_until_they_are_too_many(model):
     assert f"by {MAX_ATTRIBUTIONS + 1} authors or sources, listed in `{FILE}`" in model_card(model, many)
 
 
+def test_a_length_in_encoder_tokens_is_told(model):
+    settings = {"optim": {"steps": None, "epochs": None, "batch_size": 16}, "encoder_tokens": 12_000_000}
+    _, text = sections(model_card(model, recorded(("CC0-1.0", 7), settings=settings)))
+    assert "| 12,000,000 encoder tokens | 16 |" in text["Training"]
+
+
 def test_stages_and_parts_are_told_with_their_sizes_and_rates(model):
     settings = {
         "tune": {"projector": "full", "language_model": "lora", "lora_rank": 4, "lora_alpha": 8},
