@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 from pydantic import Field, model_validator
-from torch import Tensor
 from transformers import set_seed
 
 from almosaic.data import draws
@@ -26,7 +25,7 @@ from almosaic.objectives.pretraining import AudioMosaicForPreTraining
 from almosaic.settings import Settings
 from almosaic.training.budget import Budget, PretrainOptimSettings, default_optim
 from almosaic.training.callbacks import MeasureCallback, quiet_library
-from almosaic.training.checkpoints import whole_tensors, write_model
+from almosaic.training.checkpoints import write_model
 from almosaic.training.log_mel_pool import LogMelPool, PoolDataset, collate_pool, measure_statistics
 from almosaic.training.monitor import Judge, MonitorCallback, MonitorSettings, Scores
 from almosaic.training.pretrain_checks import check, window_grid
@@ -150,11 +149,10 @@ def pretrain(
     )
     _watch(trainer, settings, None if judge is None else partial(judge, model.encoder, extractor))
     spent = trainer.run(resume)
-    tensors = whole_tensors(model) if trainer.is_fsdp_enabled else None
 
     def write() -> Path:
         budget.write(folder, spent)
-        return _write(folder, model, extractor, tensors)
+        return _write(folder, model, extractor)
 
     return trainer.on_main(write)
 
@@ -170,31 +168,11 @@ def _watch(trainer: AlmosaicTrainer, settings: PretrainSettings, look: Callable[
     """Have costly metrics measured, and the encoder judged, for the lines that are logged."""
     lines = {settings.optim.log_steps, settings.optim.save_steps}
     if settings.monitor is not None and look is not None:
-        if trainer.is_fsdp_enabled:
-            raise AlmosaicError(
-                "monitor: one process cannot judge a model that is sharded over all (trainer.fsdp); "
-                "set monitor: null"
-            )
         lines.add(settings.monitor.steps)
         trainer.add_callback(MonitorCallback(look, settings.monitor.steps, trainer.report))
     trainer.add_callback(MeasureCallback(trainer.model.objective, lines))
 
 
-def _write(
-    folder: Path,
-    model: AudioMosaicForPreTraining,
-    extractor: AudioMosaicFeatureExtractor,
-    tensors: dict[str, Tensor] | None = None,
-) -> Path:
-    """Both models; `tensors` are those of a sharded one."""
-    write_model(folder, model, extractor, name="pretraining", tensors=tensors)
-    own = (
-        None
-        if tensors is None
-        else {
-            key.removeprefix("encoder."): value
-            for key, value in tensors.items()
-            if key.startswith("encoder.")
-        }
-    )
-    return write_model(folder, model.encoder, extractor, tensors=own)
+def _write(folder: Path, model: AudioMosaicForPreTraining, extractor: AudioMosaicFeatureExtractor) -> Path:
+    write_model(folder, model, extractor, name="pretraining")
+    return write_model(folder, model.encoder, extractor)

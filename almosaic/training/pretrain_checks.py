@@ -24,7 +24,7 @@ def check(settings: "PretrainSettings") -> None:
     check_length(settings)
     _check_clips(settings)
     _check_views(settings)
-    _check_accumulation(settings)
+    _check_optim(settings)
     window_grid(settings)
 
 
@@ -87,7 +87,12 @@ def _check_views(settings: "PretrainSettings") -> None:
         )
 
 
-def _check_accumulation(settings: "PretrainSettings") -> None:
+def _check_optim(settings: "PretrainSettings") -> None:
+    if settings.optim.trainer.get("fsdp"):
+        raise AlmosaicError(
+            "trainer.fsdp shards language models; pretraining keeps the encoder whole on every process: "
+            "leave it out, and start with `torchrun --nproc_per_node N` to share a batch out"
+        )
     objective, parts = OBJECTIVES[type(settings.objective)], settings.optim.accumulation
     if parts > 1 and objective.compares_clips:
         raise AlmosaicError(

@@ -60,6 +60,10 @@ def refused(capsys, *arguments, recipe="smoke/pretrain"):
         (["objective={name: clap}", ONE_VIEW, "optim.accumulation=2"], "clap accumulation is not batch size"),
         (["encoder_tokens=1000"], "found encoder_tokens 1000 and optim.steps 8; give one and set the others"),
         (["optim.steps=null"], "found none of them; give one"),
+        (
+            ["optim.trainer={fsdp: true}"],
+            "pretraining keeps the encoder whole on every process; leave it out",
+        ),
         (["texts=labels"], "texts: labels has no effect on the objective contrastive"),
     ],
 )

@@ -5,16 +5,14 @@ import shutil
 import sys
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from almosaic.errors import AlmosaicError
 from almosaic.evaluation.online import LabelledClip, OnlineKnn
-from almosaic.training.pretrain import _watch, pretrain
+from almosaic.training.pretrain import pretrain
 
 sys.path.insert(0, str(Path(__file__).parent))
 from stages import Tones, losses, pretrain_settings, run_pretrain
@@ -114,9 +112,3 @@ def test_costly_metrics_are_measured_for_the_lines_alone(tmp_path):
     one, other = (next(line for line in log if line["step"] == 3) for log in (every, rare))
     assert other["effective_rank"] == one["effective_rank"], "of the third step, not a mean over three"
     assert other["alignment"] != one["alignment"]
-
-
-def test_a_sharded_model_cannot_be_judged_by_one_process():
-    trainer = SimpleNamespace(is_fsdp_enabled=True)
-    with pytest.raises(AlmosaicError, match=r"cannot judge a model that is sharded .*; set monitor: null"):
-        _watch(trainer, pretrain_settings(monitor={}), dict)
