@@ -20,6 +20,7 @@ from almosaic.masking import PatchMask
 from almosaic.objectives.base import Objective, ObjectiveOutput, SelfInitialised
 from almosaic.objectives.contrastive import FIRST_TEMPERATURE, TEMPERATURES
 from almosaic.objectives.gradient_cache import pooled_features
+from almosaic.objectives.heads import ProjectionHead
 from almosaic.objectives.monitors import representation_metrics
 from almosaic.objectives.ranks import gather_ranks, own_rank, world_size
 from almosaic.objectives.text_encoder import TextEncoder, TextEncoderSettings
@@ -82,7 +83,7 @@ class ClapSettings(Settings):
 
     Args:
         text_encoder: the one that is trained beside the encoder.
-        projection_hidden: inner width of the audio projection.
+        projection_hidden: inner width of both projection heads.
         projection_size: width P of the vectors that are compared.
         cache_chunk: as of the contrastive objective: encode this many clips of a process at a time.
         lid_neighbours: of a clip, for the metrics `lid_mean` and `lid_var`; None leaves these out.
@@ -97,7 +98,11 @@ class ClapSettings(Settings):
 
 
 class ClapObjective(Objective):
-    """Pooled vector of a view, LayerNorm, projection; vector of its text, projection; symmetric InfoNCE."""
+    """Pooled vector of a view, LayerNorm, projection; vector of its text, projection; symmetric InfoNCE.
+
+    The projections are those of the contrastive objective. Their BatchNorm takes off what all sounds, or all
+    texts, have in common: without it a fresh model stays at log(batch) for a hundred steps, or for good.
+    """
 
     views_needed: ClassVar[int] = 1
     needs_texts: ClassVar[bool] = True
@@ -110,13 +115,10 @@ class ClapObjective(Objective):
         self.fc_norm = (
             nn.LayerNorm(width, eps=encoder_config.layer_norm_eps) if pooled_is_raw else nn.Identity()
         )
-        self.audio_projector = nn.Sequential(
-            nn.Linear(width, settings.projection_hidden),
-            nn.GELU(),
-            nn.Linear(settings.projection_hidden, settings.projection_size, bias=False),
-        )
+        sizes = settings.projection_hidden, settings.projection_size
+        self.audio_projector = ProjectionHead(width, *sizes)
         self.text_encoder = TextEncoder(settings.text_encoder)
-        self.text_projector = nn.Linear(settings.text_encoder.width, settings.projection_size, bias=False)
+        self.text_projector = ProjectionHead(settings.text_encoder.width, *sizes)
         self.loss = PairedInfoNCE()
         self.settings = settings
 
@@ -158,7 +160,11 @@ class ClapObjective(Objective):
         return self.head(pooled_features(encoder, view, None if mask is None else mask.ids_keep))
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Texts to un-normalised vectors [n, P]; AlmosaicError where one is empty or too long."""
+        """Texts to un-normalised vectors [n, P]; by themselves only in eval mode, else BatchNorm sees all n.
+
+        Raises:
+            AlmosaicError: a text is empty or too long.
+        """
         z: Tensor = self.text_projector(self.text_encoder(texts))
         return z
 
