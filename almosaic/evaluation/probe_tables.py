@@ -88,10 +88,10 @@ def encoder_table(results: Mapping[str, Any]) -> Table | None:
 
 
 def difference_table(results: Mapping[str, Any]) -> Table | None:
-    """Means of things with repetitions against the first one; None where there are none to compare."""
-    rows = [row for row in results.get("probe_means") or [] if "runs" in row and row["protocol"] != PER_LAYER]
+    """Means against those of the first thing; None where nothing was repeated, or there is one thing."""
+    rows = [row for row in results.get("probe_means") or [] if row["protocol"] != PER_LAYER]
     apart = {_line(row): row["difference"] for row in rows if "difference" in row}
-    if not apart:
+    if not apart or not any("runs" in row for row in rows):
         return None
     probes = list(dict.fromkeys(probe for _, probe in apart))
     body = []

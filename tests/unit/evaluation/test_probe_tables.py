@@ -160,10 +160,10 @@ def test_things_with_repetitions_are_compared_with_the_first():
         "runs": [],
         "difference": {"to": "x", "score": 0.031, "low": -0.01, "high": 0.07},
     }
+    del other["runs"]  # such as the untrained control, which is one
     results["probe_means"] = [first | {"runs": []}, other, {**other, "protocol": "knn", "k": 10}]
     _, apart = probe_tables(results)
     assert apart.header == ["features", "linear", "kNN, k = 10"]
     assert apart.rows == [["y", "+3.1 (−1.0 to +7.0)", "+3.1 (−1.0 to +7.0)"]]
     assert apart.title.startswith("Mean over sets against x, in points")
-    del other["runs"]
     assert len(probe_tables(results | {"probe_means": [first, other]})) == 1, "single encoders have one table"
