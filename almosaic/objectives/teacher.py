@@ -90,4 +90,5 @@ def ema_update(pairs: Iterable[tuple[Tensor, Tensor]], decay: float) -> None:
             f"expected a teacher in float32, found {narrow}: load the model with dtype float32 and train "
             "with precision: bf16, which casts activations only"
         )
-    torch._foreach_lerp_(teachers, students, 1.0 - decay)
+    torch._foreach_mul_(teachers, decay)
+    torch._foreach_add_(teachers, students, alpha=1.0 - decay)
