@@ -90,9 +90,8 @@ def test_the_seed_alone_decides():
 
 
 def test_autocast_does_not_move_codes():
-    made, patches = quantiser(), torch.randn(2, 50, 256)
+    made, patches = quantiser(), torch.randn(2, 1000, 256)  # bfloat16 would move one in thirteen
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(made(patches), made(patches.float()))
         inside = made(patches)
     assert torch.equal(inside, made(patches))
 
