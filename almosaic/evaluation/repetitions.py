@@ -8,6 +8,7 @@ seed changed nothing but which clips are right: it is rather too wide than too n
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,10 +43,17 @@ def resampled_scores(
     total = np.zeros(resamples)
     for number, one in enumerate(fits):
         targets = labels.targets[one.test]
-        weights = resample_counts(len(targets), resamples, draws.key("clips", name, number))
+        weights = _clip_counts(len(targets), resamples, draws.key("clips", name, number))
         for own in by_seed:
             total += _weighted(labels, own[number], targets, weights)
     return total / (len(fits) * len(by_seed))
+
+
+@lru_cache(maxsize=8)  # every probe of every encoder on a set asks for the same ones
+def _clip_counts(rows: int, resamples: int, key: int) -> NDArray[np.int64]:
+    counts = resample_counts(rows, resamples, key)
+    counts.setflags(write=False)
+    return counts
 
 
 def _weighted(
