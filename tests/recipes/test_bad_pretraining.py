@@ -62,7 +62,7 @@ def refused(capsys, *arguments, recipe="smoke/pretrain"):
         (["optim.steps=null"], "found none of them; give one"),
         (
             ["optim.trainer={fsdp: true}"],
-            "pretraining keeps the encoder whole on every process; leave it out",
+            "pretraining keeps the encoder whole on every process: leave it out",
         ),
         (["texts=labels"], "texts: labels has no effect on the objective contrastive"),
     ],
