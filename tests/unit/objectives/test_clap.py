@@ -181,11 +181,13 @@ def test_hashes_of_texts():
 def test_chunks_change_nothing_but_memory():
     plain, cached = build(), build(cache_chunk=3)
     given = batch(plain, clips=4)
-    losses = []
+    losses, rows = [], []
     for model in (plain, cached):
+        model.encoder.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
         loss = model(*given, TEXTS).loss
         loss.backward()
         losses.append(loss.item())
+    assert sorted(rows[:3]) == [1, 3, 4] and len(rows) == 5  # the chunks are read again in the backward pass
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     others = dict(cached.named_parameters())
     for name, parameter in plain.named_parameters():
