@@ -73,7 +73,7 @@ class TextEncoder(nn.Module):
         positions = self.pos_embed.weight[: tokens.shape[1]]
         x = self.blocks(self.byte_embed(tokens) + positions, src_key_padding_mask=~valid)
         weights = valid.to(x.dtype) / valid.sum(dim=1, keepdim=True).to(x.dtype)
-        vectors = torch.einsum("nl,nld->nd", weights, x)
+        vectors = torch.einsum("bl,bld->bd", weights, x)
         return vectors[torch.tensor([place[text] for text in texts], device=x.device)]
 
     def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
