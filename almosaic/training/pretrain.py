@@ -107,32 +107,24 @@ def pretrain(
         AlmosaicError: windows too short for the clips, too many bad clips, clips without the texts that the
             objective needs, non-finite training, a full disk.
     """
-    folder, clips, batch = Path(folder), len(source), settings.optim.batch_size
+    folder, clips = Path(folder), len(source)
     trains, budget = settings.optim.steps != 0, Budget.of(settings, window_grid(settings))
-    if clips < batch and trains:
+    if clips < (batch := settings.optim.batch_size) and trains:
         raise AlmosaicError(
             f"stage {stage}: batch_size {batch} is larger than the {clips} clips; set it to {clips} or less"
         )
     bad, blocks = BadClips(clips, settings.bad_clip_share), getattr(source, "blocks", None)
-    if settings.min_seconds > 0:
-        lengths = (settings.min_seconds, settings.crop_seconds)
-        source = JoinedShortClips(source, *lengths, draws.key(seed, stage, "join"))
+    source = _long_enough(settings, source, draws.key(seed, stage, "join"))
     texts = _texts(settings, source, draws.key(seed, stage)) if trains else None
-    extractor = AudioMosaicFeatureExtractor.from_settings(settings.front_end)
-    workers, pool = settings.optim.workers, None
-    if settings.cache and trains:
-        pool = LogMelPool.build(source, bad, extractor, workers)
-    if settings.measure_statistics:
-        extractor.mean, extractor.std = measure_statistics(source, bad, extractor, pool)
-        logger.info("front end: mean %.3f, deviation %.3f, measured", extractor.mean, extractor.std)
+    extractor, pool = _front_end(settings, source, bad)
     set_seed(draws.key(seed, stage, "weights") % 2**31)
-    config = settings.encoder.build(extractor.window_frames, extractor.num_mel_bins)
-    config.objective = settings.objective.model_dump()
-    model = AudioMosaicForPreTraining(config)
+    model = _fresh_model(settings, extractor)
     if not trains:
-        budget.write(folder, Spent(0, 0.0))
-        return _write(folder, model, extractor)
+        return _write(folder, model, extractor, budget, Spent(0, 0.0))
     logger.info("%s", budget)
+    views = ViewMaker(
+        settings, extractor, pool, bad, config=model.config, seed=seed, stage=stage, texts=texts
+    )
     trainer = AlmosaicTrainer(
         model,
         budget.optim,
@@ -142,19 +134,43 @@ def pretrain(
         seed=seed,
         stage=stage,
         parts=PARTS,
-        prepare=ViewMaker(settings, extractor, pool, bad, config=config, seed=seed, stage=stage, texts=texts),
+        prepare=views,
         after_step=model.after_step,
         drop_last=True,
         blocks=None if pool is not None else blocks,
     )
     _watch(trainer, settings, None if judge is None else partial(judge, model.encoder, extractor))
     spent = trainer.run(resume)
+    return trainer.on_main(partial(_write, folder, model, extractor, budget, spent))
 
-    def write() -> Path:
-        budget.write(folder, spent)
-        return _write(folder, model, extractor)
 
-    return trainer.on_main(write)
+def _long_enough(settings: PretrainSettings, source: ClipSource, key: int) -> ClipSource:
+    """The clips, where short ones are joined up to `min_seconds`."""
+    if settings.min_seconds == 0:
+        return source
+    return JoinedShortClips(source, settings.min_seconds, settings.crop_seconds, key)
+
+
+def _front_end(
+    settings: PretrainSettings, source: ClipSource, bad: BadClips
+) -> tuple[AudioMosaicFeatureExtractor, LogMelPool | None]:
+    """The front end, with measured statistics where they are asked for, and the log-mels that are kept."""
+    extractor = AudioMosaicFeatureExtractor.from_settings(settings.front_end)
+    pool = None
+    if settings.cache and settings.optim.steps != 0:
+        pool = LogMelPool.build(source, bad, extractor, settings.optim.workers)
+    if settings.measure_statistics:
+        extractor.mean, extractor.std = measure_statistics(source, bad, extractor, pool)
+        logger.info("front end: mean %.3f, deviation %.3f, measured", extractor.mean, extractor.std)
+    return extractor, pool
+
+
+def _fresh_model(
+    settings: PretrainSettings, extractor: AudioMosaicFeatureExtractor
+) -> AudioMosaicForPreTraining:
+    config = settings.encoder.build(extractor.window_frames, extractor.num_mel_bins)
+    config.objective = settings.objective.model_dump()
+    return AudioMosaicForPreTraining(config)
 
 
 def _texts(settings: PretrainSettings, source: ClipSource, key: int) -> ClipTexts | None:
@@ -173,6 +189,13 @@ def _watch(trainer: AlmosaicTrainer, settings: PretrainSettings, look: Callable[
     trainer.add_callback(MeasureCallback(trainer.model.objective, lines))
 
 
-def _write(folder: Path, model: AudioMosaicForPreTraining, extractor: AudioMosaicFeatureExtractor) -> Path:
+def _write(
+    folder: Path,
+    model: AudioMosaicForPreTraining,
+    extractor: AudioMosaicFeatureExtractor,
+    budget: Budget,
+    spent: Spent,
+) -> Path:
+    budget.write(folder, spent)
     write_model(folder, model, extractor, name="pretraining")
     return write_model(folder, model.encoder, extractor)

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,8 @@ def interrupting(trainer, at, times=1):
         if len(calls) == at:
             for _ in range(times):
                 os.kill(os.getpid(), signal.SIGINT)
+                while not trainer.stop.asked:  # the system makes one of two signals that are both waiting
+                    time.sleep(1e-3)
         return inner(batch, epoch, progress)
 
     trainer.prepare = prepare
