@@ -135,9 +135,8 @@ def inverse_block_mask(
     device: Device = None,
 ) -> PatchMask:
     """Keep blocks of patches."""
-    columns = block_score_count(grid, ratio, block=block, adjust=adjust, inverse=True)
-    uniforms = uniform_numbers(batch_size, columns, generator, device)
-    return block_mask_from_uniforms(grid, uniforms, ratio, block=block, adjust=adjust)
+    shape: BlockShape = {"block": block, "adjust": adjust, "inverse": True}
+    return _draw(grid, batch_size, ratio, shape, generator, device)
 
 
 def block_mask(
@@ -151,6 +150,13 @@ def block_mask(
     device: Device = None,
 ) -> PatchMask:
     """Remove blocks of patches."""
-    columns = block_score_count(grid, ratio, block=block, adjust=adjust, inverse=False)
+    shape: BlockShape = {"block": block, "adjust": adjust, "inverse": False}
+    return _draw(grid, batch_size, ratio, shape, generator, device)
+
+
+def _draw(
+    grid: PatchGrid, batch_size: int, ratio: float, shape: BlockShape, generator: Generator, device: Device
+) -> PatchMask:
+    columns = block_score_count(grid, ratio, **shape)
     uniforms = uniform_numbers(batch_size, columns, generator, device)
-    return block_mask_from_uniforms(grid, uniforms, ratio, block=block, adjust=adjust, inverse=False)
+    return block_mask_from_uniforms(grid, uniforms, ratio, **shape)

@@ -13,10 +13,11 @@ from almosaic.encoder.configuration import AudioMosaicConfig
 from almosaic.encoder.modeling import AudioMosaicModel
 from almosaic.masking import PatchGrid, PatchMask
 from almosaic.objectives.base import Objective, ObjectiveOutput, mean_over_clips
+from almosaic.objectives.heads import norm_where_missing
 from almosaic.objectives.monitors import representation_metrics
 from almosaic.objectives.predictor import Predictor, PredictorSettings
 from almosaic.objectives.ranks import sum_ranks
-from almosaic.objectives.single_view import hidden_pixels, only_view
+from almosaic.objectives.single_view import encode_visible, hidden_pixels
 from almosaic.settings import Settings
 
 
@@ -40,8 +41,7 @@ class MaskedAutoencoderObjective(Objective):
 
     def __init__(self, settings: MaskedAutoencoderSettings, encoder_config: AudioMosaicConfig):
         super().__init__()
-        width, eps = encoder_config.hidden_size, encoder_config.layer_norm_eps
-        self.norm = nn.LayerNorm(width, eps=eps) if encoder_config.final_norm == "none" else nn.Identity()
+        self.norm = norm_where_missing(encoder_config)
         self.predictor = Predictor(settings.predictor, encoder_config)
         self.to_pixels = nn.Linear(settings.predictor.width, encoder_config.patch_size**2)
         self.settings = settings
@@ -59,17 +59,15 @@ class MaskedAutoencoderObjective(Objective):
         Raises:
             AlmosaicError: not one view with one mask, or a mask that hides nothing.
         """
-        view, mask = only_view(views, masks, self.settings.name)
-        noise = None if path_noise is None else path_noise[0]
-        encoded = encoder(view, ids_keep=mask.ids_keep, path_noise=noise)
-        grid = PatchGrid.of(view.shape[1], view.shape[2], encoder.config.patch_size)
-        predicted = self.reconstruct(encoded.last_hidden_state, mask, grid)
+        seen = encode_visible(encoder, views, masks, path_noise, self.settings.name)
+        view, mask, grid = seen.view, seen.mask, seen.grid
+        predicted = self.reconstruct(seen.tokens, mask, grid)
         targets = hidden_pixels(view, mask, grid)
         if self.settings.normalise_patches:
             targets = normalised(targets)
         loss, metrics = self._loss(predicted, targets, mask)
         if self.measures:
-            metrics |= representation_metrics(encoded.pooler_output, self.settings.lid_neighbours)
+            metrics |= representation_metrics(seen.pooled, self.settings.lid_neighbours)
         return ObjectiveOutput(loss, metrics)
 
     def reconstruct(self, tokens: Tensor, mask: PatchMask, grid: PatchGrid) -> Tensor:

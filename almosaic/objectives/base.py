@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from almosaic.encoder.modeling import AudioMosaicModel
+from almosaic.errors import AlmosaicError
 from almosaic.masking import PatchMask
 
 
@@ -65,6 +66,16 @@ class Objective(nn.Module):
             patches: N.
         """
         return sum(1 + count for count in kept)
+
+
+def check_views(views: Sequence[Tensor], masks: Sequence[PatchMask], needed: int, objective: str) -> None:
+    """AlmosaicError unless there are as many views and masks as the objective of this name needs."""
+    if len(views) != needed or len(masks) != needed:
+        s = "s" if needed > 1 else ""
+        raise AlmosaicError(
+            f"expected {needed} view{s} with {needed} mask{s} for the objective {objective}, found "
+            f"{len(views)} views and {len(masks)} masks: name {needed} view{s} in the recipe"
+        )
 
 
 def mean_over_clips(values: Tensor, valid: Tensor) -> Tensor:

@@ -17,12 +17,12 @@ from almosaic.encoder.configuration import AudioMosaicConfig
 from almosaic.encoder.modeling import AudioMosaicModel
 from almosaic.errors import AlmosaicError
 from almosaic.masking import PatchMask
-from almosaic.objectives.base import Objective, ObjectiveOutput, SelfInitialised
+from almosaic.objectives.base import Objective, ObjectiveOutput, SelfInitialised, check_views
 from almosaic.objectives.contrastive import FIRST_TEMPERATURE, TEMPERATURES
-from almosaic.objectives.gradient_cache import pooled_features
-from almosaic.objectives.heads import ProjectionHead
+from almosaic.objectives.gradient_cache import check_rows, pooled_features
+from almosaic.objectives.heads import ProjectionHead, norm_where_missing
 from almosaic.objectives.monitors import representation_metrics
-from almosaic.objectives.ranks import gather_ranks, own_rank, world_size
+from almosaic.objectives.ranks import gather_ranks, own_rank
 from almosaic.objectives.text_encoder import TextEncoder, TextEncoderSettings
 from almosaic.settings import Settings
 
@@ -111,10 +111,7 @@ class ClapObjective(Objective):
     def __init__(self, settings: ClapSettings, encoder_config: AudioMosaicConfig):
         super().__init__()
         width = encoder_config.hidden_size
-        pooled_is_raw = encoder_config.final_norm == "none"
-        self.fc_norm = (
-            nn.LayerNorm(width, eps=encoder_config.layer_norm_eps) if pooled_is_raw else nn.Identity()
-        )
+        self.fc_norm = norm_where_missing(encoder_config)
         sizes = settings.projection_hidden, settings.projection_size
         self.audio_projector = ProjectionHead(width, *sizes)
         self.text_encoder = TextEncoder(settings.text_encoder)
@@ -170,11 +167,7 @@ class ClapObjective(Objective):
 
     def _check(self, views: list[Tensor], masks: list[PatchMask], texts: list[str] | None) -> list[str]:
         """The texts, once everything fits."""
-        if len(views) != 1 or len(masks) != 1:
-            raise AlmosaicError(
-                f"expected 1 view with 1 mask for the objective clap, found {len(views)} views and "
-                f"{len(masks)} masks: name one view in the recipe"
-            )
+        check_views(views, masks, self.views_needed, "clap")
         clips = len(views[0])
         if texts is None or len(texts) != clips:
             found = "none" if texts is None else f"{len(texts)} for {clips} clips"
@@ -182,17 +175,7 @@ class ClapObjective(Objective):
                 f"expected a text for every clip for the objective clap, found {found}: give clips with "
                 "captions or labels, and say which in texts"
             )
-        if clips * world_size() < 2:
-            raise AlmosaicError(
-                "expected at least 2 clips in a batch of the objective clap, found 1: raise the batch size "
-                "and drop an incomplete last batch"
-            )
-        chunk = self.settings.cache_chunk
-        if self.training and chunk is not None and chunk > clips:
-            raise AlmosaicError(
-                f"expected a cache_chunk of at most {clips}, the clips of a batch on one process, found "
-                f"{chunk}: lower it, or leave it out"
-            )
+        check_rows(clips, self.settings.cache_chunk if self.training else None, "clap")
         return texts
 
 

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from almosaic.encoder.configuration import AudioMosaicConfig
 from almosaic.encoder.modeling import AudioMosaicModel
-from almosaic.errors import AlmosaicError
 from almosaic.masking import PatchMask
-from almosaic.objectives.base import Objective, ObjectiveOutput, SelfInitialised
-from almosaic.objectives.gradient_cache import pooled_features
-from almosaic.objectives.heads import ProjectionHead
+from almosaic.objectives.base import Objective, ObjectiveOutput, SelfInitialised, check_views
+from almosaic.objectives.gradient_cache import check_rows, pooled_features
+from almosaic.objectives.heads import ProjectionHead, norm_where_missing
 from almosaic.objectives.monitors import representation_metrics
-from almosaic.objectives.ranks import gather_ranks, own_rank, world_size
+from almosaic.objectives.ranks import gather_ranks, own_rank
 from almosaic.settings import Settings
 
 FIRST_TEMPERATURE, TEMPERATURES = 0.07, (0.01, 1.0)  # of a learned one: where it starts, and its limits
@@ -120,10 +119,7 @@ class ContrastiveObjective(Objective):
     def __init__(self, settings: ContrastiveSettings, encoder_config: AudioMosaicConfig):
         super().__init__()
         width = encoder_config.hidden_size
-        pooled_is_raw = encoder_config.final_norm == "none"
-        self.fc_norm = (
-            nn.LayerNorm(width, eps=encoder_config.layer_norm_eps) if pooled_is_raw else nn.Identity()
-        )
+        self.fc_norm = norm_where_missing(encoder_config)
         self.projector = ProjectionHead(width, settings.projection_hidden, settings.projection_size)
         self.loss = NTXent(settings.temperature, settings.learnable_temperature)
         self.cache_chunk, self.lid_neighbours = settings.cache_chunk, settings.lid_neighbours
@@ -142,7 +138,8 @@ class ContrastiveObjective(Objective):
             AlmosaicError: not two views with one mask each, a single clip, which has no negatives, or a
                 `cache_chunk` that is larger than the batch.
         """
-        self._check(views, masks)
+        check_views(views, masks, self.views_needed, "contrastive")
+        check_rows(len(views[0]), self.cache_chunk if self.training else None, "contrastive")
         noise = [None, None] if path_noise is None else path_noise
         features = [
             pooled_features(encoder, view, mask.ids_keep, drops, chunk=self.cache_chunk)
@@ -162,21 +159,3 @@ class ContrastiveObjective(Objective):
     def project(self, encoder: AudioMosaicModel, view: Tensor, mask: PatchMask | None = None) -> Tensor:
         """One view [B, T, F] to un-normalised z [B, P]; the whole window when mask is None."""
         return self.head(pooled_features(encoder, view, None if mask is None else mask.ids_keep))
-
-    def _check(self, views: list[Tensor], masks: list[PatchMask]) -> None:
-        if len(views) != 2 or len(masks) != 2:
-            raise AlmosaicError(
-                f"expected 2 views with 2 masks for the contrastive objective, found {len(views)} views and "
-                f"{len(masks)} masks: name one mask per view in the recipe"
-            )
-        clips = len(views[0])
-        if clips * world_size() < 2:
-            raise AlmosaicError(
-                "expected at least 2 clips in a contrastive batch, found 1: raise the batch size and drop an "
-                "incomplete last batch"
-            )
-        if self.training and self.cache_chunk is not None and self.cache_chunk > clips:
-            raise AlmosaicError(
-                f"expected a cache_chunk of at most {clips}, the clips of a batch on one process, found "
-                f"{self.cache_chunk}: lower it, or leave it out"
-            )

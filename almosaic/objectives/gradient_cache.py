@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from almosaic.encoder.modeling import AudioMosaicModel
+from almosaic.errors import AlmosaicError
+from almosaic.objectives.ranks import world_size
 
 
 def pooled_features(
@@ -44,3 +46,23 @@ def _pooled(
 ) -> Tensor:
     pooled: Tensor = encoder(view, ids_keep=ids_keep, path_noise=path_noise).pooler_output
     return pooled
+
+
+def check_rows(rows: int, chunk: int | None, objective: str) -> None:
+    """AlmosaicError unless rows of this process can be compared with others and encoded in chunks.
+
+    Args:
+        rows: of the batch on this process.
+        chunk: clips that are encoded at a time, None = all.
+        objective: its name, for the message.
+    """
+    if rows * world_size() < 2:
+        raise AlmosaicError(
+            f"expected at least 2 clips in a batch of the objective {objective}, found 1: raise the batch "
+            "size and drop an incomplete last batch"
+        )
+    if chunk is not None and chunk > rows:
+        raise AlmosaicError(
+            f"expected a cache_chunk of at most {rows}, the clips of a batch on one process, found {chunk}: "
+            "lower it, or leave it out"
+        )

@@ -5,8 +5,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from almosaic.encoder.configuration import AudioMosaicConfig
 from almosaic.objectives.base import SelfInitialised
 from almosaic.objectives.ranks import sum_ranks, world_size
+
+
+def norm_where_missing(encoder_config: AudioMosaicConfig) -> nn.Module:
+    """LayerNorm over D for the tokens of an encoder that has no final norm, the identity for others."""
+    if encoder_config.final_norm != "none":
+        return nn.Identity()
+    return nn.LayerNorm(encoder_config.hidden_size, eps=encoder_config.layer_norm_eps)
 
 
 class RankBatchNorm1d(nn.BatchNorm1d):

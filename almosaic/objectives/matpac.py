@@ -10,7 +10,7 @@ from almosaic.encoder.configuration import AudioMosaicConfig
 from almosaic.encoder.modeling import AudioMosaicModel
 from almosaic.masking import PatchGrid, PatchMask
 from almosaic.objectives.base import Objective, ObjectiveOutput, mean_over_clips
-from almosaic.objectives.heads import ClassHead, XavierLinear
+from almosaic.objectives.heads import ClassHead, XavierLinear, norm_where_missing
 from almosaic.objectives.latent_losses import (
     CentredTargets,
     class_losses,
@@ -22,7 +22,7 @@ from almosaic.objectives.latent_metrics import class_metrics, hypothesis_metrics
 from almosaic.objectives.monitors import representation_metrics
 from almosaic.objectives.predictor import Predictor, PredictorSettings
 from almosaic.objectives.schedules import Progress, linear_at
-from almosaic.objectives.single_view import only_view
+from almosaic.objectives.single_view import encode_visible
 from almosaic.objectives.teacher import EncoderTeacher, Teacher
 from almosaic.settings import Settings
 
@@ -107,9 +107,8 @@ class MatpacObjective(Objective):
     def __init__(self, settings: MatpacSettings, encoder_config: AudioMosaicConfig):
         super().__init__()
         self.settings = settings
-        width, eps = encoder_config.hidden_size, encoder_config.layer_norm_eps
-        has_norm = encoder_config.final_norm == "layernorm"
-        self.norm = nn.Identity() if has_norm else nn.LayerNorm(width, eps=eps)
+        width = encoder_config.hidden_size
+        self.norm = norm_where_missing(encoder_config)
         self.predictor = Predictor(settings.predictor, encoder_config)
         self.to_targets = nn.Linear(settings.predictor.width, settings.hypotheses * width)
         self.encoder_teacher = EncoderTeacher(encoder_config)
@@ -133,11 +132,9 @@ class MatpacObjective(Objective):
         Raises:
             AlmosaicError: not one view with one mask, or a mask that hides nothing.
         """
-        view, mask = only_view(views, masks, "matpac")
-        noise = None if path_noise is None else path_noise[0]
-        encoded = encoder(view, ids_keep=mask.ids_keep, path_noise=noise)
-        grid = PatchGrid.of(view.shape[1], view.shape[2], encoder.config.patch_size)
-        predictions = self.predict(encoded.last_hidden_state, mask, grid)
+        seen = encode_visible(encoder, views, masks, path_noise, "matpac")
+        view, mask, grid = seen.view, seen.mask, seen.grid
+        predictions = self.predict(seen.tokens, mask, grid)
         targets = self.encoder_teacher.targets(encoder, view, mask.ids_masked)
         valid = mask.valid.gather(1, mask.ids_masked)
         loss, best, metrics = self._prediction(predictions, targets, valid)
@@ -148,7 +145,7 @@ class MatpacObjective(Objective):
         metrics["kept_padding"] = mask.kept_padding
         if self.measures:
             metrics |= target_metrics(targets, valid)
-            metrics |= representation_metrics(encoded.pooler_output, self.settings.lid_neighbours)
+            metrics |= representation_metrics(seen.pooled, self.settings.lid_neighbours)
         return ObjectiveOutput(loss, metrics)
 
     def predict(self, tokens: Tensor, mask: PatchMask, grid: PatchGrid) -> Tensor:

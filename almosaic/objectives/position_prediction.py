@@ -17,6 +17,7 @@ from almosaic.encoder.modeling import AudioMosaicModel
 from almosaic.errors import AlmosaicError
 from almosaic.masking import PatchGrid, PatchMask
 from almosaic.objectives.base import Objective, ObjectiveOutput, mean_over_clips
+from almosaic.objectives.heads import norm_where_missing
 from almosaic.objectives.monitors import representation_metrics
 from almosaic.objectives.single_view import only_view
 from almosaic.settings import Settings
@@ -42,9 +43,8 @@ class PositionPredictionObjective(Objective):
 
     def __init__(self, settings: PositionPredictionSettings, encoder_config: AudioMosaicConfig):
         super().__init__()
-        width, eps = encoder_config.hidden_size, encoder_config.layer_norm_eps
-        self.norm = nn.LayerNorm(width, eps=eps) if encoder_config.final_norm == "none" else nn.Identity()
-        self.head = nn.Linear(width, encoder_config.grid.patches)
+        self.norm = norm_where_missing(encoder_config)
+        self.head = nn.Linear(encoder_config.hidden_size, encoder_config.grid.patches)
         self.lid_neighbours = settings.lid_neighbours
 
     def forward(

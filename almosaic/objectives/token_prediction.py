@@ -19,10 +19,11 @@ from almosaic.encoder.configuration import AudioMosaicConfig
 from almosaic.encoder.modeling import AudioMosaicModel
 from almosaic.masking import PatchGrid, PatchMask
 from almosaic.objectives.base import Objective, ObjectiveOutput, SelfInitialised, mean_over_clips
+from almosaic.objectives.heads import norm_where_missing
 from almosaic.objectives.monitors import representation_metrics
 from almosaic.objectives.predictor import Predictor, PredictorSettings
 from almosaic.objectives.ranks import sum_ranks
-from almosaic.objectives.single_view import hidden_pixels, only_view
+from almosaic.objectives.single_view import encode_visible, hidden_pixels
 from almosaic.settings import Settings
 
 Size = Annotated[int, Field(gt=0)]
@@ -111,8 +112,8 @@ class TokenPredictionObjective(Objective):
 
     def __init__(self, settings: TokenPredictionSettings, encoder_config: AudioMosaicConfig):
         super().__init__()
-        width, eps, quantiser = encoder_config.hidden_size, encoder_config.layer_norm_eps, settings.quantiser
-        self.norm = nn.LayerNorm(width, eps=eps) if encoder_config.final_norm == "none" else nn.Identity()
+        quantiser = settings.quantiser
+        self.norm = norm_where_missing(encoder_config)
         self.predictor = Predictor(settings.predictor, encoder_config)
         self.to_codes = nn.Linear(settings.predictor.width, quantiser.codebooks * quantiser.codes)
         self.quantiser = RandomQuantiser(quantiser, encoder_config.patch_size**2)
@@ -131,15 +132,13 @@ class TokenPredictionObjective(Objective):
         Raises:
             AlmosaicError: not one view with one mask, or a mask that hides nothing.
         """
-        view, mask = only_view(views, masks, self.settings.name)
-        noise = None if path_noise is None else path_noise[0]
-        encoded = encoder(view, ids_keep=mask.ids_keep, path_noise=noise)
-        grid = PatchGrid.of(view.shape[1], view.shape[2], encoder.config.patch_size)
+        seen = encode_visible(encoder, views, masks, path_noise, self.settings.name)
+        view, mask, grid = seen.view, seen.mask, seen.grid
         targets = self.quantiser(hidden_pixels(view, mask, grid))
-        logits = self.code_logits(encoded.last_hidden_state, mask, grid)
+        logits = self.code_logits(seen.tokens, mask, grid)
         loss, metrics = self._loss(logits, targets, mask)
         if self.measures:
-            metrics |= representation_metrics(encoded.pooler_output, self.settings.lid_neighbours)
+            metrics |= representation_metrics(seen.pooled, self.settings.lid_neighbours)
         return ObjectiveOutput(loss, metrics)
 
     def code_logits(self, tokens: Tensor, mask: PatchMask, grid: PatchGrid) -> Tensor:

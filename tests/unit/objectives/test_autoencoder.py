@@ -139,7 +139,7 @@ def test_refusals():
     view, mask = torch.randn(2, 64, 128), random_mask(GRID, 2, ratio=0.5)
     with pytest.raises(AlmosaicError, match=r"1 view with 1 mask.*masked_autoencoder, found 2 views and 2"):
         objective(encoder, [view, view], [mask, mask])
-    with pytest.raises(AlmosaicError, match=r"found 2 views and 1 masks: name one view in the recipe"):
+    with pytest.raises(AlmosaicError, match=r"found 2 views and 1 masks: name 1 view in the recipe"):
         objective(encoder, [view, view], [mask])
     with pytest.raises(AlmosaicError, match=r"some of the 32 patches.*keeps all: raise its ratio"):
         objective(encoder, [view], [random_mask(GRID, 2, ratio=0.0)])

@@ -185,7 +185,7 @@ def test_refusals():
     views, masks = views_and_masks(encoder)
     with pytest.raises(AlmosaicError, match=r"expected 2 views with 2 masks.*found 1 views and 2 masks"):
         objective(encoder, views[:1], masks)
-    with pytest.raises(AlmosaicError, match="at least 2 clips in a contrastive batch, found 1"):
+    with pytest.raises(AlmosaicError, match=r"at least 2 clips .* contrastive, found 1"):
         objective(encoder, *views_and_masks(encoder, batch=1))
     with pytest.raises(ValidationError):
         ContrastiveSettings(temperature=0.0)
