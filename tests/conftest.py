@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ ROOT = Path(__file__).parent.parent
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A script's background job ignores Ctrl-C, and so would everything it starts; some tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class SmokeRun(NamedTuple):
