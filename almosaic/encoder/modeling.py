@@ -38,12 +38,11 @@ class PatchEmbed(nn.Module):
 
     def forward(self, input_features: Tensor, ids_keep: Tensor | None = None) -> Tensor:
         """Embed the patches of [B, T, F] in time-major order, or those in ids_keep [B, K]."""
-        batch, frames, bins = input_features.shape
-        size, weight = self.patch_size, self.proj.weight
-        patches = input_features.to(weight.dtype).reshape(batch, frames // size, size, bins // size, size)
-        patches = patches.transpose(2, 3).reshape(batch, -1, size * size)
+        _, frames, bins = input_features.shape
+        weight, grid = self.proj.weight, PatchGrid.of(frames, bins, self.patch_size)
+        patches = grid.patches_of(input_features.to(weight.dtype))
         if ids_keep is not None:
-            patches = patches.gather(1, ids_keep[..., None].expand(-1, -1, size * size))
+            patches = patches.gather(1, ids_keep[..., None].expand(-1, -1, patches.shape[-1]))
         # The convolution as a matrix product: only visible patches are embedded, and it is faster.
         return cast(Tensor, self.norm(F.linear(patches, weight.flatten(1), self.proj.bias)))
 

@@ -89,6 +89,11 @@ class PatchMask:
         return torch.zeros_like(self.valid).scatter_(1, self.ids_keep, True)
 
     @property
+    def masked_valid(self) -> Tensor:
+        """[B, M] bool, False where a masked patch is padding, which no loss may count."""
+        return self.valid.gather(1, self.ids_masked)
+
+    @property
     def kept_padding(self) -> Tensor:
         """Share of the kept patches that are padding, a scalar."""
         return 1.0 - self.valid.gather(1, self.ids_keep).float().mean()

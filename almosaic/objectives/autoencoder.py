@@ -76,7 +76,7 @@ class MaskedAutoencoderObjective(Objective):
         return pixels
 
     def _loss(self, predicted: Tensor, targets: Tensor, mask: PatchMask) -> tuple[Tensor, dict[str, Tensor]]:
-        valid = mask.valid.gather(1, mask.ids_masked)
+        valid = mask.masked_valid
         with torch.autocast(predicted.device.type, enabled=False):
             errors = (predicted.float() - targets).square().mean(dim=-1)
             loss = mean_over_clips(errors, valid)

@@ -18,7 +18,7 @@ from almosaic.encoder.modeling import AudioMosaicModel
 from almosaic.errors import AlmosaicError
 from almosaic.masking import PatchMask
 from almosaic.objectives.base import Objective, ObjectiveOutput, SelfInitialised, check_views
-from almosaic.objectives.contrastive import FIRST_TEMPERATURE, TEMPERATURES
+from almosaic.objectives.contrastive import FIRST_TEMPERATURE, learned_temperature
 from almosaic.objectives.gradient_cache import check_rows, pooled_features
 from almosaic.objectives.heads import ProjectionHead, norm_where_missing
 from almosaic.objectives.monitors import representation_metrics
@@ -62,7 +62,7 @@ class PairedInfoNCE(SelfInitialised):
             own = F.normalize(torch.stack([sounds, words]).float(), dim=-1)
             everyone = gather_ranks(own).transpose(0, 1).flatten(1, 2)
             answers = torch.arange(len(sounds), device=sounds.device) + own_rank() * len(sounds)
-            temperature = (-self.log_scale.float()).exp().clamp(*TEMPERATURES)
+            temperature = learned_temperature(self.log_scale)
             logits = own @ everyone.flip(0).transpose(1, 2) / temperature  # [2, B, all]: sounds, then words
             loss = F.cross_entropy(logits.flatten(0, 1), answers.repeat(2))
         with torch.no_grad():
@@ -73,7 +73,7 @@ class PairedInfoNCE(SelfInitialised):
                 "recall_audio_to_text": hits[0],
                 "recall_text_to_audio": hits[1],
                 "different_texts": (1.0 + asked.sort().values.diff().ne(0).sum()) / len(asked),
-                "temperature": temperature.detach().squeeze(),
+                "temperature": temperature.detach(),
             }
         return loss, metrics
 

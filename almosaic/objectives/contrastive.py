@@ -21,6 +21,11 @@ from almosaic.settings import Settings
 FIRST_TEMPERATURE, TEMPERATURES = 0.07, (0.01, 1.0)  # of a learned one: where it starts, and its limits
 
 
+def learned_temperature(log_scale: Tensor) -> Tensor:
+    """exp(-log_scale) [1], clamped, as a scalar in float32."""
+    return (-log_scale.float()).exp().clamp(*TEMPERATURES).squeeze()
+
+
 class NTXent(SelfInitialised):
     """Normalised temperature-scaled cross-entropy over the 2m - 1 other vectors of m clips on all ranks.
 
@@ -44,7 +49,7 @@ class NTXent(SelfInitialised):
         """The temperature of the next loss, a scalar in float32; its gradient is 0 beyond the limits."""
         if self.log_scale is None:
             return torch.full((), self.temperature, device=device)
-        return (-self.log_scale.float()).exp().clamp(*TEMPERATURES).squeeze()
+        return learned_temperature(self.log_scale)
 
     def forward(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of z [2, B, P], un-normalised; in float32 whatever the autocast dtype.

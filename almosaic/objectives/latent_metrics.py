@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from almosaic.objectives.base import mean_over_clips
+from almosaic.objectives.monitors import perplexity
 from almosaic.objectives.ranks import sum_ranks
 
 
@@ -30,18 +31,11 @@ def class_metrics(probabilities: Tensor, valid: Tensor) -> dict[str, Tensor]:
     """
     entropy = mean_over_clips(torch.special.entr(probabilities).sum(dim=-1), valid)
     sums = sum_ranks(torch.einsum("bm,bmc->c", valid.to(probabilities.dtype), probabilities))
-    return {"teacher_entropy": entropy, "classes_used": _perplexity(sums)}
+    return {"teacher_entropy": entropy, "classes_used": perplexity(sums)}
 
 
 @torch.no_grad()
 def hypothesis_metrics(best: Tensor, valid: Tensor, hypotheses: int) -> dict[str, Tensor]:
     """`hypotheses_used`: exp(entropy) of how often each one is the best [B, M] of a valid patch [B, M]."""
     counts = torch.einsum("bm,bmh->h", valid.float(), F.one_hot(best, hypotheses).float())
-    return {"hypotheses_used": _perplexity(sum_ranks(counts))}
-
-
-def _perplexity(weights: Tensor) -> Tensor:
-    """exp(entropy) of weights [n] as a distribution; 1 where all are 0."""
-    shares = weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
-    entropy: Tensor = torch.special.entr(shares).sum()
-    return entropy.exp()
+    return {"hypotheses_used": perplexity(sum_ranks(counts))}

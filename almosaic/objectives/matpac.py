@@ -136,7 +136,7 @@ class MatpacObjective(Objective):
         view, mask, grid = seen.view, seen.mask, seen.grid
         predictions = self.predict(seen.tokens, mask, grid)
         targets = self.encoder_teacher.targets(encoder, view, mask.ids_masked)
-        valid = mask.valid.gather(1, mask.ids_masked)
+        valid = mask.masked_valid
         loss, best, metrics = self._prediction(predictions, targets, valid)
         if self.settings.classification is not None:
             chosen = predictions.take_along_dim(best[..., None, None], dim=2).squeeze(2)

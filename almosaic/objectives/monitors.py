@@ -50,7 +50,11 @@ def effective_rank(features: Tensor) -> Tensor:
     rows = rows - rows.mean(dim=0)
     gram = rows.T @ rows if rows.shape[0] > rows.shape[1] else rows @ rows.T
     squares = torch.linalg.eigvalsh(gram.nan_to_num(0.0, 0.0, 0.0))  # which refuses NaN
-    values = squares.clamp_min(0.0).sqrt()
-    shares = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
-    entropy: Tensor = torch.special.entr(shares).sum()
-    return entropy.exp() + 0.0 * gram.sum()
+    return perplexity(squares.clamp_min(0.0).sqrt()) + 0.0 * gram.sum()
+
+
+def perplexity(weights: Tensor) -> Tensor:
+    """exp(entropy) of weights [..., n], each row as a distribution: [...]; 1 where all are 0."""
+    shares = weights / weights.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+    entropy: Tensor = torch.special.entr(shares).sum(dim=-1)
+    return entropy.exp()

@@ -99,7 +99,7 @@ def position_loss(logits: Tensor, mask: PatchMask, grid: PatchGrid) -> tuple[Ten
     In float32. The metrics are the accuracy of the position, of its column (16 frames) and of its band (16
     mel bins), and what guessing among the M dropped positions gives, which the kept ones tell.
     """
-    positions, valid = mask.ids_masked, mask.valid.gather(1, mask.ids_masked)
+    positions, valid = mask.ids_masked, mask.masked_valid
     with torch.autocast(logits.device.type, enabled=False):
         losses = F.cross_entropy(logits.float().flatten(0, 1), positions.flatten(), reduction="none")
         loss = mean_over_clips(losses.view_as(positions), valid)

@@ -20,7 +20,7 @@ from almosaic.encoder.modeling import AudioMosaicModel
 from almosaic.masking import PatchGrid, PatchMask
 from almosaic.objectives.base import Objective, ObjectiveOutput, SelfInitialised, mean_over_clips
 from almosaic.objectives.heads import norm_where_missing
-from almosaic.objectives.monitors import representation_metrics
+from almosaic.objectives.monitors import perplexity, representation_metrics
 from almosaic.objectives.predictor import Predictor, PredictorSettings
 from almosaic.objectives.ranks import sum_ranks
 from almosaic.objectives.single_view import encode_visible, hidden_pixels
@@ -148,7 +148,7 @@ class TokenPredictionObjective(Objective):
 
     def _loss(self, logits: Tensor, targets: Tensor, mask: PatchMask) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of scores [B, M, codebooks, codes] with codes [B, M, codebooks], in float32."""
-        valid = mask.valid.gather(1, mask.ids_masked)
+        valid = mask.masked_valid
         with torch.autocast(logits.device.type, enabled=False):
             losses = F.cross_entropy(logits.float().flatten(0, 2), targets.flatten(), reduction="none")
             loss = mean_over_clips(losses.view_as(targets).mean(dim=-1), valid)
@@ -181,7 +181,7 @@ def code_metrics(targets: Tensor, valid: Tensor, codes: int) -> dict[str, Tensor
     total = counts[0].sum().clamp_min(1.0)
     shares = counts / total
     return {
-        "code_perplexity": torch.special.entr(shares).sum(dim=1).exp().mean().float(),
+        "code_perplexity": perplexity(counts).mean().float(),
         "codes_used": ((counts > 0).sum(dim=1) / total.clamp_max(codes)).mean().float(),
         "commonest_code": shares.amax(dim=1).mean().float(),
     }
